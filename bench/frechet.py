@@ -1,0 +1,124 @@
+"""Frechet distance FD(mnist_cnn128) of the bundled model's samples to the MNIST test set.
+
+    FD = |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)),    mean and covariance of 128 features in float64
+
+The distance barely sees lost diversity, so precision and recall (Kynkaanniemi et al. 2019, k = 3) and the distance
+of a sample
+to its nearest training image stand beside it. Data: MNIST as `mnist.npz`, features `mnist_cnn128.safetensors`.
+
+    python bench/frechet.py --data ../shared/data --n 10000
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from common import RESULTS, environment, write
+from safetensors.torch import load_file
+from torch import Tensor
+from tqdm import tqdm
+
+import odediff
+
+SETTINGS = [("ddim", 10), ("ddim", 20), ("ddim", 50), ("ddim", 100), ("rk4", 20)]
+
+
+class Features:
+    """The 28x28 feature network: input (N, 1, 28, 28) in [0, 1], 128 features."""
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        self.w = {key: value.to(device) for key, value in load_file(path).items()}
+        self.device = device
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, batch: int = 2000) -> Tensor:
+        out = []
+        for x in images.split(batch):
+            x = x.to(self.device)
+            for layer in ("c1", "c2", "c3"):
+                x = F.max_pool2d(F.relu(F.conv2d(x, self.w[f"{layer}.weight"], self.w[f"{layer}.bias"], padding=1)), 2)
+            out.append(F.silu(F.linear(x.flatten(1), self.w["f.weight"], self.w["f.bias"])))
+        return torch.cat(out).double()
+
+
+def frechet(a: Tensor, b: Tensor) -> float:
+    """Frechet distance of two feature sets, (N, D) float64."""
+    ma, mb, sa, sb = a.mean(0), b.mean(0), torch.cov(a.T), torch.cov(b.T)
+    values, vectors = torch.linalg.eigh(sa)
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ sb @ root).clamp(min=0).sqrt().sum()
+    return float((ma - mb).square().sum() + sa.trace() + sb.trace() - 2 * cross)
+
+
+def coverage(reference: Tensor, other: Tensor, k: int = 3) -> float:
+    """Share of `other` that lies within the k-nearest-neighbour radius of a reference point."""
+    radius = torch.cat([torch.cdist(part, reference).kthvalue(k + 1, dim=1).values for part in reference.split(2000)])
+    return float(
+        torch.cat([(torch.cdist(part, reference) <= radius).any(1) for part in other.split(2000)]).double().mean()
+    )
+
+
+def nearest(samples: Tensor, train: Tensor) -> float:
+    """Median RMS pixel distance, on [0, 1], of a sample to its nearest training image."""
+    flat = train.flatten(1)
+    best = torch.cat([torch.cdist(part, flat).min(1).values for part in samples.flatten(1).split(500)])
+    return float(best.median() / flat.shape[1] ** 0.5)
+
+
+def draw(model: odediff.Model, solver: str, nfe: int, n: int, batch: int) -> Tensor:
+    """n samples in [0, 1] on the CPU."""
+    parts = [
+        odediff.sample(model, solver, nfe, n=min(batch, n - k), seed=k)
+        for k in tqdm(range(0, n, batch), f"{solver} {nfe}")
+    ]
+    return (torch.cat(parts).cpu() + 1) / 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with mnist.npz and mnist_cnn128.safetensors")
+    parser.add_argument("--model", default="mnist")
+    parser.add_argument("--n", type=int, default=10_000)
+    parser.add_argument("--batch", type=int, default=1000)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--only", type=int, help="only the first this many settings")
+    args = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = odediff.load(args.model, device=device)
+    features = Features(args.data / "mnist_cnn128.safetensors", device)
+    with np.load(args.data / "mnist.npz") as data:
+        train, test = (torch.from_numpy(data[key])[:, None].float() / 255 for key in ("x_train", "x_test"))
+    real = features(test)
+    noisy = (test + 0.1 * torch.randn(test.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    rows: list[dict[str, Any]] = []
+
+    def report(name: str, images: Tensor) -> None:
+        f = features(images)
+        row = {
+            "images": name,
+            "n": len(images),
+            "FD": frechet(f, real),
+            "precision": coverage(real, f),
+            "recall": coverage(f, real),
+            "nearest": nearest(images.to(device)[:2000], train.to(device)),
+        }
+        rows.append(row)
+        print(" | ".join(f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()), flush=True)
+
+    print("images | n | FD(mnist_cnn128) to test | precision | recall | RMS to nearest training image")
+    report("training images", train[: args.n])
+    report("test images + noise 0.1", noisy[: args.n])
+    report("test images, blurred 3x3", F.avg_pool2d(test[: args.n], 3, 1, 1))
+    for solver, nfe in SETTINGS[: args.only]:
+        report(f"{solver} {nfe}", draw(model, solver, nfe, args.n, args.batch))
+    print(environment())
+    print(write("frechet", {"model": args.model, "batch": args.batch, "rows": rows}, args.out))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""What several commands share: the options that shape a plan, and aligned output."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from ..grids import GRIDS
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..model import Model
+
+Commands = Any  # argparse's name for what add_subparsers() returns is private
+
+
+def add_command(
+    commands: Commands,
+    name: str,
+    run: Callable[[argparse.Namespace], None],
+    *,
+    help: str,
+    description: str,
+    epilog: str,
+) -> argparse.ArgumentParser:
+    """A new sub-command whose help keeps the line breaks of its description and examples."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=help, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_plan_options(parser: argparse.ArgumentParser) -> None:
+    """Options that change a solver's table."""
+    parser.add_argument(
+        "--grid", choices=GRIDS, help="where along the schedule the network is evaluated (default: the solver's own)"
+    )
+    parser.add_argument("--eta", type=float, metavar="ETA", help="ddim only: 0 is deterministic (default), 1 is DDPM")
+    parser.add_argument(
+        "--variance", metavar="NAME", help="ddpm only: fixed_small (default) or fixed_large, its two choices of noise"
+    )
+
+
+def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Those of the named options that the user gave: the rest are left to the library's own defaults."""
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device of this name; by default a GPU if there is one. ValueError: none of this name on this machine."""
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name} cannot be used here ({reason}); cpu always can") from None
+    return device
+
+
+def count_parameters(model: Model) -> int:
+    """Numbers in the network's parameters; the commands only meet networks that were loaded or trained."""
+    return sum(p.numel() for p in model.net.parameters())  # type: ignore[attr-defined]
+
+
+def print_facts(facts: Iterable[tuple[str, object]]) -> None:
+    """`name  value` a line, the values in one column."""
+    facts = list(facts)
+    width = max(len(name) for name, _ in facts)
+    for name, value in facts:
+        print(f"{name:<{width}}  {value}")

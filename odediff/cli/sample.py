@@ -1,0 +1,115 @@
+"""`odediff sample`: draw images with a model and show them as one picture."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from ..methods import METHODS
+from ..methods import plan as compile_plan
+from .options import Commands, add_command, add_plan_options, given, pick_device, print_facts
+
+if TYPE_CHECKING:
+    from ..model import Model
+    from ..plans import Plan
+
+_DESCRIPTION = """\
+Draw images with a model and write them as one picture. Solvers are the names
+that `odediff info` lists, and torchdiffeq's adaptive ones: dopri5, dopri8,
+bosh3, fehlberg2, adaptive_heun."""
+
+_EPILOG = """\
+examples:
+  odediff sample                                     64 digits, rk4, 20 evaluations
+  odediff sample mnist --solver unipc_3 --nfe 8 --n 16
+  odediff sample --solver ddim --nfe 50 --eta 1      stochastic
+  odediff sample --solver dopri5 --rtol 1e-3 --atol 1e-3 --max-nfe 200
+  odediff sample runs/mine/model --out mine.png"""
+
+
+def add(commands: Commands) -> None:
+    parser = add_command(
+        commands, "sample", run, help="draw images with a model", description=_DESCRIPTION, epilog=_EPILOG
+    )
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        default="mnist",
+        help="a bundled model's name, or a folder (default: mnist)",
+    )
+    parser.add_argument("--solver", default="rk4", metavar="NAME", help="how to integrate (default: rk4)")
+    parser.add_argument(
+        "--nfe",
+        type=int,
+        metavar="N",
+        help="evaluations of the network, exactly (default: 20); not for adaptive solvers",
+    )
+    parser.add_argument("--n", type=int, default=64, metavar="N", help="how many images (default: 64)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="the same seed draws the same images (default: 0)"
+    )
+    parser.add_argument("--out", default="samples.png", metavar="FILE", help="the picture (default: samples.png)")
+    add_plan_options(parser)
+    parser.add_argument(
+        "--clip",
+        action=argparse.BooleanOptionalAction,
+        help="keep predicted images in range (default: the model's setting)",
+    )
+    parser.add_argument("--rtol", type=float, metavar="X", help="adaptive solvers: relative tolerance")
+    parser.add_argument("--atol", type=float, metavar="X", help="adaptive solvers: absolute tolerance")
+    parser.add_argument("--max-nfe", type=int, metavar="N", help="adaptive solvers: give up after so many evaluations")
+    parser.add_argument("--device", metavar="NAME", help="such as cpu or cuda (default: a GPU if there is one)")
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.n < 1:
+        raise ValueError(f"--n must be 1 or more, got {args.n}")
+    from ..adaptive import BudgetExceeded
+    from ..images import check_path, save_images
+    from ..model import load
+    from ..sampling import sample
+
+    check_path(args.out)
+    model = load(args.model, device=pick_device(args.device))
+    solver = _solver(args, model)
+    options = given(args, "clip", "rtol", "atol", "max_nfe")
+    if isinstance(solver, str):
+        options |= given(args, "nfe", "grid", "eta")
+    calls = _count_calls(model)
+    began = time.perf_counter()
+    try:
+        x = sample(model, solver, n=args.n, seed=args.seed, progress=sys.stderr.isatty(), **options).cpu()
+    except BudgetExceeded as error:
+        raise ValueError(str(error)) from None
+    seconds = time.perf_counter() - began
+    path = save_images(x, args.out, range=model.range)
+    print_facts(
+        [
+            ("solver", solver if isinstance(solver, str) else f"{args.solver}, grid {solver.args['grid']}"),
+            ("evaluations", len(calls)),
+            ("seconds", f"{seconds:.2f}"),
+            ("picture", path.resolve()),
+        ]
+    )
+
+
+def _solver(args: argparse.Namespace, model: Model) -> str | Plan:
+    """The compiled plan of a fixed-step method; any other name is left to `sample`."""
+    if args.solver not in METHODS:
+        if args.variance is not None:
+            raise ValueError(f"--variance is an option of ddpm, not of {args.solver}")
+        return str(args.solver)
+    nfe = 20 if args.nfe is None else args.nfe
+    return compile_plan(
+        args.solver, model.schedule, nfe, snap=model.integer_times, **given(args, "grid", "eta", "variance")
+    )
+
+
+def _count_calls(model: Model) -> list[None]:
+    """A list that grows by one with every evaluation of the network: what happened, not what was planned."""
+    calls: list[None] = []
+    model.net.register_forward_pre_hook(lambda *_: calls.append(None))  # type: ignore[attr-defined]
+    return calls

@@ -1,0 +1,79 @@
+"""Time grids: where along the schedule the network is evaluated.
+
+A grid maps the share of the evaluations spent so far, f in [0, 1), to a time; f = 1 is sigma = 0. A step that takes m
+evaluations spans m / nfe, so one grid has the same density for every method.
+
+    uniform    t = t_max + f (t_end - t_max)
+    quadratic  t = t_end + (t_max - t_end) (1 - f)^2          uniform in sqrt(t - t_end); DDIM appendix D.2
+    logsnr     lam linear in f from lam(t_max) to lam(t_min)  DPM-Solver, section 3.4
+    karras     rho^(1/7) linear in f, the same ends           Karras et al. 2022, eq. 5
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .schedule import Array, Schedule
+
+GRIDS = ("uniform", "quadratic", "logsnr", "karras")
+
+
+def times(schedule: Schedule, grid: str | ArrayLike, evaluations: list[int], *, snap: bool = False) -> Array:
+    """The times at which steps of these many `evaluations` start, float64, strictly decreasing, shape (steps,).
+
+    grid: a name from `GRIDS`, or the times themselves (without the end, where sigma = 0).
+    snap: round to the integer times that a network with an embedding table knows.
+    ValueError: unknown name, wrong length, times that do not decrease or leave the schedule, steps that snapping
+    merges.
+    """
+    if isinstance(grid, str):
+        if grid not in GRIDS:
+            raise ValueError(f"unknown grid {grid!r}; choose {', '.join(GRIDS)} or pass an array of times")
+        spent = np.cumsum([0, *evaluations[:-1]]) / sum(evaluations)
+        t = _named(schedule, grid, spent)
+    else:
+        t = np.array(grid, dtype=np.float64)
+        if t.shape != (len(evaluations),):
+            raise ValueError(
+                f"the grid has shape {t.shape}, but steps of {'+'.join(map(str, evaluations))} evaluations "
+                f"start at {len(evaluations)} times (the end, sigma = 0, is added)"
+            )
+    if snap:
+        t = np.maximum(np.rint(t), schedule.t_min)
+    inside = (t > schedule.t_end) & (t <= schedule.t_max)
+    if not inside.all():
+        raise ValueError(
+            f"grid time {t[~inside][0]:g} is outside ({schedule.t_end:g}, {schedule.t_max:g}]; the end is added"
+        )
+    flat = np.flatnonzero(~(np.diff(t) < 0))
+    if len(flat):
+        k = int(flat[0])
+        raise ValueError(
+            f"grid times must strictly decrease, but t[{k}] = {t[k]:g} and t[{k + 1}] = {t[k + 1]:g}"
+            + ("; use fewer evaluations or snap=False" if snap else "")
+        )
+    return t
+
+
+def _named(schedule: Schedule, grid: str, spent: Array) -> Array:
+    start, end = schedule.t_max, schedule.t_end
+    if grid == "uniform":
+        return start + spent * (end - start)
+    if grid == "quadratic":
+        return end + (start - end) * (1.0 - spent) ** 2
+    t = np.full(len(spent), start)
+    first = 0 if schedule.t_finite == start else 1  # alpha(t_max) = 0: lam is infinite there, the ramp starts one later
+    if len(spent) - first < 2:
+        t[first:] = schedule.t_finite
+        return t
+    f = (spent[first:] - spent[first]) / (spent[-1] - spent[first])
+    lam = schedule.lam([schedule.t_finite, schedule.t_min])
+    if grid == "logsnr":
+        ramp = lam[0] + f * (lam[1] - lam[0])
+    else:
+        root = np.exp(-lam / 7.0)
+        ramp = -7.0 * np.log(root[0] + f * (root[1] - root[0]))
+    t[first:-1] = schedule.t_of_lam(ramp[:-1])
+    t[first], t[-1] = schedule.t_finite, schedule.t_min  # exactly, whatever the inverse rounds to
+    return t

@@ -1,0 +1,118 @@
+"""The ODE that a method solves, and the points at which it solves it.
+
+In the frame (A, q) of a space with constant (u, w) the probability-flow ODE has the prediction alone on its right side:
+
+    x = A y,    dy / dq = d        x0: A = sigma, q = alpha / sigma     eps: A = alpha, q = rho
+                                   flow: A = alpha + sigma, q = tau = sigma / (alpha + sigma)
+
+(DDIM, Song et al. 2021a, eq. 14, is the eps row.) The frame of x0 is singular at sigma = 0, that of eps at alpha =
+0, that of
+flow nowhere. A polynomial in one of the `VARIABLES` rho, lam, tau, phi = arctan(rho) or t stands for d between its
+known values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..plans import space_pair
+from ..schedule import Array, Schedule
+from ..trace import Point
+
+VARIABLES = ("rho", "lam", "tau", "phi", "t")
+FRAMES = ("x0", "eps", "flow")
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
+_PANEL = 0.5  # widest panel in lam: 16 Gauss-Legendre nodes are exact to rounding on it
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a method gets: the points where steps start, the end, and the evaluations each step may spend."""
+
+    schedule: Schedule
+    space: str
+    variable: str
+    points: tuple[Point, ...]
+    evaluations: tuple[int, ...]
+
+    def scale(self, p: Point) -> float:
+        """A at a point."""
+        return {"x0": p.sigma, "eps": p.alpha, "flow": p.alpha + p.sigma}[self.space]
+
+    def q(self, p: Point) -> float:
+        """q at a point; inf where the frame is singular."""
+        with np.errstate(divide="ignore"):
+            return float(np.divide(p.alpha if self.space == "x0" else p.sigma, self.scale(p)))
+
+    def at_q(self, q: float) -> Point:
+        """The point with this q."""
+        lam = np.log(q) if self.space == "x0" else -np.log(q)
+        if self.space == "flow":
+            lam += np.log1p(-q)
+        return point(self.schedule, float(self.schedule.t_of_lam(lam)))
+
+    def coordinate(self, p: Point) -> float:
+        """The grid's variable at a point."""
+        return p.t if self.variable == "t" else float(_COORDINATE[self.variable](np.float64(p.lam)))
+
+    def adams_weights(self, nodes: Sequence[Point], start: Point, end: Point) -> Array:
+        """Weights of the predictions at `nodes` in y(end) - y(start), shape (nodes,).
+
+            w_j = int_start^end L_j(s(q)) dq,    L_j: Lagrange's polynomial of the nodes in the variable s
+
+        by Gauss-Legendre panels in lam that do not cross a kink of the schedule. They sum to q(end) - q(start),
+        which is imposed on the newest weight, so that a row conserves signal and noise to rounding.
+        """
+        total = self.q(end) - self.q(start)
+        weights = np.zeros(len(nodes))
+        if len(nodes) > 1:
+            lam, dlam = self._panels(start, end)
+            s = np.asarray(self.schedule.t_of_lam(lam)) if self.variable == "t" else _COORDINATE[self.variable](lam)
+            at = np.array([self.coordinate(p) for p in nodes])
+            for j in range(1, len(nodes)):
+                others = np.delete(at, j)
+                basis = np.prod((s[:, None] - others) / (at[j] - others), axis=1)
+                weights[j] = np.sum(basis * _DERIVATIVE[self.space](lam) * dlam)
+        weights[0] = total - weights[1:].sum()
+        return weights
+
+    def _panels(self, start: Point, end: Point) -> tuple[Array, Array]:
+        """Quadrature nodes and weights in lam from start to end."""
+        edges = np.linspace(start.lam, end.lam, 2 + int(abs(end.lam - start.lam) / _PANEL))
+        if self.variable == "t":
+            kinks = self.schedule.knots
+            kinks = self.schedule.lam(kinks[(kinks > end.t) & (kinks < start.t)])
+            edges = np.unique(np.concatenate([edges, kinks]))
+        half = np.diff(edges)[:, None] / 2
+        return (edges[:-1, None] + half + half * _NODES).ravel(), (half * _WEIGHTS).ravel()
+
+
+_COORDINATE = {
+    "rho": lambda lam: np.exp(-lam),
+    "lam": lambda lam: lam,
+    "tau": lambda lam: np.exp(-np.logaddexp(0.0, lam)),
+    "phi": lambda lam: np.arctan(np.exp(-lam)),
+}
+_DERIVATIVE = {
+    "x0": lambda lam: np.exp(lam),
+    "eps": lambda lam: -np.exp(-lam),
+    "flow": lambda lam: -np.exp(-np.logaddexp(0.0, lam) - np.logaddexp(0.0, -lam)),
+}
+
+
+def point(schedule: Schedule, t: float) -> Point:
+    """The point of a schedule at time t."""
+    return Point(t, float(schedule.alpha(t)), float(schedule.sigma(t)))
+
+
+def first_order(space: str, p: Point, to: Point) -> tuple[float, float]:
+    """(a, b) of x' = a x + b d that keeps x0 and eps, in any space and up to the ends of the schedule: DDIM's step.
+
+    Solves a alpha + b u = alpha', a sigma + b w = sigma' (Song et al. 2021a, eq. 12 with sigma_t = 0).
+    """
+    u, w = (float(value) for value in space_pair(space, np.asarray(p.alpha), np.asarray(p.sigma)))
+    det = p.alpha * w - p.sigma * u
+    return (to.alpha * w - to.sigma * u) / det, (p.alpha * to.sigma - p.sigma * to.alpha) / det

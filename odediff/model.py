@@ -1,0 +1,239 @@
+"""A model: a network, the schedule it was trained on, and what its output means."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .plans import SPACES
+from .schedule import Schedule, from_identity
+
+BUNDLED = Path(__file__).parent / "models"
+_KEYS = {"format", "prediction", "schedule", "shape", "range", "clip", "integer_times", "network", "info"}
+_FORMAT = "odediff-model-1"
+
+
+class Model:
+    """A network `f(x, t)` with its schedule and parameterisation.
+
+    net: an `nn.Module` or callable, x (N, C, H, W) in the network's dtype and t (N,) -> the prediction, of x's
+    shape, or an
+        object that holds it as `.sample`. A module is put in evaluation mode when it samples, and left as it was.
+    schedule: an `odediff.schedule.Schedule`.  prediction: what the output is, d = u x0 + w eps: "eps" (Ho et al.
+    2020), "x0",
+        "v" (Salimans & Ho 2022) or "flow" (eps - x0, Lipman et al. 2023).
+    shape: of one sample, such as (3, 32, 32).  range: (low, high) of the data, to which samples are clamped; None:
+    unbounded.
+    clip: clamp every predicted x0 to `range` by default.  integer_times: the network has an embedding table and knows
+        whole times only; they are passed as int64.  info: JSON-able provenance.
+    ValueError: an unknown prediction, a bad shape or range, clip without a range.
+    """
+
+    def __init__(
+        self,
+        net: Callable[..., Any],
+        *,
+        schedule: Schedule,
+        prediction: str = "eps",
+        shape: tuple[int, ...],
+        range: tuple[float, float] | None = (-1.0, 1.0),
+        clip: bool = False,
+        integer_times: bool = False,
+        info: dict[str, Any] | None = None,
+    ) -> None:
+        if not callable(net):
+            raise ValueError(f"net must be a module or callable f(x, t), got {type(net).__name__}")
+        if not isinstance(schedule, Schedule):
+            raise ValueError(
+                f"schedule must be an odediff.schedule.Schedule such as schedule.linear(), got {schedule!r}"
+            )
+        if prediction not in SPACES:
+            raise ValueError(f"unknown prediction {prediction!r}; choose {', '.join(SPACES)}")
+        if not shape or not all(isinstance(size, int) and size > 0 for size in shape):
+            raise ValueError(f"shape must hold positive whole numbers such as (3, 32, 32), got {shape!r}")
+        if range is not None and not (len(range) == 2 and -math.inf < range[0] < range[1] < math.inf):
+            raise ValueError(f"range must be (low, high) with low < high, or None, got {range!r}")
+        if clip and range is None:
+            raise ValueError("clip=True needs a range to clamp x0 to")
+        if integer_times and schedule.steps is None:
+            raise ValueError(
+                f'integer_times needs a table of steps; schedule "{schedule.identity["name"]}" is continuous'
+            )
+        self.net, self.schedule, self.prediction = net, schedule, prediction
+        self.shape, self.range = tuple(shape), None if range is None else (float(range[0]), float(range[1]))
+        self.clip, self.integer_times, self.info = clip, integer_times, dict(info or {})
+
+    def _tensor(self) -> Tensor | None:
+        return next(self.net.parameters(), None) if isinstance(self.net, nn.Module) else None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lives; the CPU for a plain callable."""
+        tensor = self._tensor()
+        return torch.device("cpu") if tensor is None else tensor.device
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The network's dtype, to which x is cast; None for a plain callable, which gets the state's."""
+        tensor = self._tensor()
+        return None if tensor is None else tensor.dtype
+
+    def to(self, device: torch.device | str) -> Model:
+        """Move the network, in place, and return this model. ValueError: a plain callable has nothing to move."""
+        if not isinstance(self.net, nn.Module):
+            raise ValueError("a plain callable cannot be moved to a device")
+        self.net.to(device)
+        return self
+
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        """The network's raw output at time t for the whole batch, in x's dtype and shape.
+
+        ValueError: the output is no tensor of x's shape (a network with learned variance has twice the channels).
+        """
+        kind = torch.int64 if self.integer_times else torch.promote_types(x.dtype, torch.float32)
+        times = torch.full((len(x),), t, dtype=kind, device=x.device)
+        out = self.net(x if self.dtype is None else x.to(self.dtype), times)
+        out = getattr(out, "sample", out)
+        if not isinstance(out, Tensor) or out.shape != x.shape:
+            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise ValueError(
+                f"the network returned {got} for an input of shape {tuple(x.shape)}; expected the same shape"
+            )
+        return out.to(x.dtype)
+
+    def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+        """Write `model.safetensors` and `model.json` into `folder`, each in one piece or not at all.
+
+        dtype: of the stored weights, such as torch.float16; None keeps them. ValueError: the network is no `nn.Module`.
+        """
+        if not isinstance(self.net, nn.Module):
+            raise ValueError("only a model around an nn.Module can be saved; this one holds a plain callable")
+        config = getattr(self.net, "config", None)
+        network = {"class": "UNet", "config": dict(config)} if type(self.net).__name__ == "UNet" and config else None
+        text = json.dumps(
+            {
+                "format": _FORMAT,
+                "prediction": self.prediction,
+                "schedule": self.schedule.identity,
+                "shape": list(self.shape),
+                "range": None if self.range is None else list(self.range),
+                "clip": self.clip,
+                "integer_times": self.integer_times,
+                "network": network,
+                "info": self.info,
+            },
+            indent=1,
+        )
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {
+            key: value.detach()
+            .cpu()
+            .to(dtype if dtype and value.is_floating_point() else value.dtype)
+            .contiguous()
+            .clone()
+            for key, value in self.net.state_dict().items()
+        }
+        temporary = folder / f".{os.getpid()}.tmp"
+        save_file(weights, temporary)
+        os.replace(temporary, folder / "model.safetensors")
+        temporary.write_text(text + "\n")
+        os.replace(temporary, folder / "model.json")
+
+
+def bundled() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(path.parent.name for path in BUNDLED.glob("*/model.json"))
+
+
+def load(
+    source: str | Path,
+    *,
+    net: nn.Module | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Model:
+    """A bundled model by name, or one from a folder that `Model.save` wrote. Nothing is unpickled.
+
+    net: the network to load the weights into, needed where it is not odediff's own U-Net.  device: where to put it.
+    dtype: of the weights in memory, whatever they were stored in.
+    FileNotFoundError: no such model.  ValueError: a truncated or foreign file, unknown or missing keys, wrong shapes.
+    """
+    folder = BUNDLED / str(source) if str(source) in bundled() else Path(source)
+    if not (folder / "model.json").is_file():
+        raise FileNotFoundError(
+            f"no model {str(source)!r}: bundled are {', '.join(bundled()) or 'none'}; a folder must hold model.json"
+        )
+    data = _read_json(folder / "model.json")
+    if net is None:
+        net = _network(data, folder)
+    _load_weights(net, folder / "model.safetensors")
+    net.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    return Model(
+        net,
+        schedule=from_identity(data["schedule"]),
+        prediction=data["prediction"],
+        shape=tuple(data["shape"]),
+        range=None if data["range"] is None else tuple(data["range"]),
+        clip=data["clip"],
+        integer_times=data["integer_times"],
+        info=data["info"],
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}; save the model again") from None
+    if not isinstance(data, dict) or data.get("format") != _FORMAT:
+        raise ValueError(f"{path} is not of format {_FORMAT!r}")
+    if set(data) != _KEYS:
+        raise ValueError(f"{path}: missing keys {sorted(_KEYS - set(data))}, unknown keys {sorted(set(data) - _KEYS)}")
+    return data
+
+
+def _network(data: dict[str, Any], folder: Path) -> nn.Module:
+    from .nn import UNet
+
+    network = data["network"]
+    if network is None:
+        raise ValueError(
+            f"{folder} holds the weights of a network that odediff does not build; pass it as load(..., net=...)"
+        )
+    if set(network) != {"class", "config"} or network["class"] != "UNet":
+        raise ValueError(f"{folder}/model.json: network must be {{'class': 'UNet', 'config': ...}}, got {network!r}")
+    made: nn.Module = UNet(**network["config"])
+    return made
+
+
+def _load_weights(net: nn.Module, path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; save the model again")
+    want = net.state_dict()
+    try:
+        with safe_open(path, framework="pt") as file:
+            have = {key: file.get_tensor(key) for key in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is truncated or not safetensors: {error}") from None
+    missing, unknown = sorted(set(want) - set(have)), sorted(set(have) - set(want))
+    if missing or unknown:
+        raise ValueError(
+            f"{path} does not fit the network: missing {missing[:3] or 'none'}, unknown {unknown[:3] or 'none'}"
+        )
+    wrong = [key for key in want if want[key].shape != have[key].shape]
+    if wrong:
+        key = wrong[0]
+        raise ValueError(
+            f"{path}: {key} has shape {tuple(have[key].shape)}, the network needs {tuple(want[key].shape)}"
+        )
+    net.load_state_dict(have)

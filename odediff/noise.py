@@ -1,0 +1,34 @@
+"""Noise that depends on (seed, sample index, row) alone, so a sample does not change with its batch.
+
+Row 0 is x_T, row i + 1 the noise of a plan's row i.
+"""
+
+from __future__ import annotations
+
+import secrets
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def fresh_seed() -> int:
+    """A seed from the operating system, for when the user names none."""
+    return secrets.randbits(63)
+
+
+def normal(seed: int, row: int, n: int, shape: tuple[int, ...], *, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Unit normal noise of shape (n, *shape); sample k is drawn by its own CPU generator seeded with (seed, k, row).
+
+    seed: a non-negative int. ValueError: a negative seed.
+    """
+    if seed < 0:
+        raise ValueError(f"seed = {seed} is negative; use a whole number from 0 up")
+    out = torch.empty((n, *shape), dtype=torch.float32)
+    generator = torch.Generator()
+    for k in range(n):
+        generator.manual_seed(
+            int(np.random.SeedSequence((seed, k, row)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+        )
+        out[k].normal_(generator=generator)
+    return out.to(device=device, dtype=dtype)

@@ -1,0 +1,179 @@
+"""The Plan: a fixed-step diffusion sampler as a table of coefficients.
+
+    d[i]   = P(x[i], net(x[i], t[i]))                          the prediction, in the plan's space
+    x[i+1] = a[i] x[i] + sum_{j<K} b[i,j] d[i-j] + c[i] z[i]    one row, one evaluation of the network
+
+A space is a pair of scalars per row, d = u x0 + w eps. Every row conserves signal and noise:
+
+    alpha[i+1]   = a[i] alpha[i] + sum_j b[i,j] u[i-j]
+    sigma[i+1]^2 = (a[i] sigma[i] + sum_j b[i,j] w[i-j])^2 + c[i]^2
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+from .schedule import Array
+
+VERSION = 1
+SPACES = ("x0", "eps", "v", "flow")
+_TOLERANCE = 1e-10
+
+
+def space_pair(space: str, alpha: Array, sigma: Array) -> tuple[Array, Array]:
+    """(u, w) of d = u x0 + w eps: x0 (1, 0), eps (0, 1), v (-sigma, alpha), flow velocity (-1, 1).
+
+    Sources: v, Salimans & Ho 2022, section 4; flow, Lipman et al. 2023, eq. 23. ValueError: an unknown space.
+    """
+    one, zero = np.ones_like(alpha), np.zeros_like(alpha)
+    pairs = {"x0": (one, zero), "eps": (zero, one), "v": (-sigma, alpha), "flow": (-one, one)}
+    if space not in pairs:
+        raise ValueError(f"unknown space {space!r}; choose {', '.join(SPACES)}")
+    return pairs[space]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A sampler of S rows and K predictions of history, checked at construction and immutable afterwards.
+
+    space: "x0", "eps", "v" or "flow".  t: (S,), what the network is fed.  alpha, sigma: (S+1,), signal and noise of the
+    states.  a: (S,).  b: (S, K), b[i, j] weighs d[i-j].  c: (S,), scale of fresh noise.  All float64.
+    overdispersed: the rows may add more noise than they conserve (DDPM's fixed-large variance), never less.
+    method, args, schedule: provenance, which no executor reads.
+    ValueError: wrong shapes, non-finite entries, history before the first row, times that leave [t], or a row that does
+    not conserve signal or noise; the message names the row and the identity.
+    """
+
+    space: str
+    t: Array
+    alpha: Array
+    sigma: Array
+    a: Array
+    b: Array
+    c: Array
+    overdispersed: bool = False
+    method: str = ""
+    args: dict[str, Any] = field(default_factory=dict)
+    schedule: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("t", "alpha", "sigma", "a", "b", "c"):
+            value = np.array(getattr(self, name), dtype=np.float64)
+            value.setflags(write=False)
+            object.__setattr__(self, name, value)
+        self._check_shapes()
+        self._check_rows()
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations of the network: the number of rows."""
+        return len(self.t)
+
+    @property
+    def depth(self) -> int:
+        """K, the number of predictions a row may read."""
+        return int(self.b.shape[1])
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether any row adds noise."""
+        return bool(np.any(self.c))
+
+    @property
+    def prior_scale(self) -> float:
+        """The scale of x_T for unit normal noise, hypot(alpha[0], sigma[0]): 1 for variance-preserving schedules."""
+        return float(np.hypot(self.alpha[0], self.sigma[0]))
+
+    def _check_shapes(self) -> None:
+        rows = len(self.t) if self.t.ndim == 1 else 0
+        if rows < 1:
+            raise ValueError(f"a plan needs at least one row: t has shape {self.t.shape}")
+        shapes = {"alpha": (rows + 1,), "sigma": (rows + 1,), "a": (rows,), "c": (rows,)}
+        for name, shape in shapes.items():
+            if getattr(self, name).shape != shape:
+                raise ValueError(f"{name} has shape {getattr(self, name).shape}, expected {shape} for {rows} rows")
+        if self.b.ndim != 2 or self.b.shape[0] != rows or not 1 <= self.b.shape[1] <= rows:
+            raise ValueError(f"b has shape {self.b.shape}, expected ({rows}, K) with 1 <= K <= {rows}")
+        for name in ("t", "alpha", "sigma", "a", "b", "c"):
+            bad = np.argwhere(~np.isfinite(getattr(self, name)))
+            if len(bad):
+                raise ValueError(
+                    f"{name}{bad[0].tolist()} = {getattr(self, name)[tuple(bad[0])]}: every entry must be finite"
+                )
+        if (self.alpha < 0).any() or (self.sigma < 0).any() or (self.sigma[:-1] == 0).any():
+            raise ValueError("alpha and sigma must not be negative, and sigma is 0 at most in the last state")
+
+    def _check_rows(self) -> None:
+        rows, depth = self.b.shape
+        u, w = space_pair(self.space, self.alpha[:-1], self.sigma[:-1])
+        source = np.arange(rows)[:, None] - np.arange(depth)
+        early = np.argwhere((source < 0) & (self.b != 0))
+        if len(early):
+            raise ValueError(f"row {early[0, 0]} reads prediction {early[0, 1]} rows back, before the first")
+        source = np.maximum(source, 0)
+        signal = self.a * self.alpha[:-1] + (self.b * u[source]).sum(1)
+        noise = np.hypot(self.a * self.sigma[:-1] + (self.b * w[source]).sum(1), self.c)
+        for name, is_, want, pair, old in (
+            ("signal: alpha' = a alpha + sum b u", signal, self.alpha[1:], u, self.alpha),
+            ("noise: sigma'^2 = (a sigma + sum b w)^2 + c^2", noise, self.sigma[1:], w, self.sigma),
+        ):
+            scale = np.abs(want) + np.abs(self.a * old[:-1]) + np.abs(self.b * pair[source]).sum(1) + np.abs(self.c)
+            gap = want - is_ if self.overdispersed and name.startswith("noise") else np.abs(want - is_)
+            bad = np.flatnonzero(~(gap <= _TOLERANCE * scale))
+            if len(bad):
+                i = bad[0]
+                raise ValueError(f"row {i} does not conserve {name}: the row gives {is_[i]!r}, the grid {want[i]!r}")
+
+    def to_json(self) -> str:
+        """The plan as JSON text; `from_json` gives it back bit for bit (floats are written by repr)."""
+        data = {f.name: getattr(self, f.name) for f in fields(self)}
+        data = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in data.items()}
+        return json.dumps({"version": VERSION, **data}, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The plan written by `to_json`. ValueError: no JSON, another version, unknown or missing keys, a bad table."""
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not a plan: {error}") from None
+        if not isinstance(data, dict) or data.pop("version", None) != VERSION:
+            raise ValueError(f"not a plan of format version {VERSION}")
+        names = {f.name for f in fields(cls)}
+        if set(data) != names:
+            raise ValueError(
+                f"not a plan: missing keys {sorted(names - set(data))}, unknown keys {sorted(set(data) - names)}"
+            )
+        return cls(**data)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Plan) and self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        return hash(self.to_json())
+
+    def __str__(self) -> str:
+        with np.errstate(divide="ignore"):
+            lam = np.log(self.alpha) - np.log(self.sigma)
+        args = "".join(f", {key}={value}" for key, value in self.args.items())
+        name = self.schedule.get("name", "unknown")
+        head = [
+            f"{self.method or 'plan'}: {self.nfe} evaluations, {self.space} space, history {self.depth}"
+            + (", stochastic" if self.stochastic else ""),
+            f"schedule {name}{args}",
+            f"noise covered: sigma {self.sigma[0]:.6g} .. {self.sigma[-2]:.6g} -> {self.sigma[-1]:.6g}, "
+            f"lam {lam[0]:.4f} .. {lam[-2]:.4f} -> {lam[-1]:.4f}",
+        ]
+        titles = ["row", "t", "alpha", "sigma", "lam", "a", *(f"b{j}" for j in range(self.depth))]
+        columns = [self.t, self.alpha[:-1], self.sigma[:-1], lam[:-1], self.a, *self.b.T]
+        if self.stochastic:
+            titles, columns = [*titles, "c"], [*columns, self.c]
+        lines = ["".join(f"{title:>{4 if k == 0 else 12}}" for k, title in enumerate(titles))]
+        for i in range(self.nfe):
+            cells = [column[i] for column in columns]
+            lines.append(f"{i:>4}" + f"{cells[0]:>12.3f}" + "".join(f"{cell:>12.6g}" for cell in cells[1:]))
+        return "\n".join([*head, *lines])

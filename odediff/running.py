@@ -1,0 +1,75 @@
+"""What every way to sample shares: the start, the finish, and a network in evaluation mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from .model import Model
+from .noise import normal
+from .step import state_dtype
+
+Clip = bool | tuple[float, float] | None
+
+
+def start(model: Model, scale: float, noise: Tensor | None, n: int | None, seed: int) -> Tensor:
+    """x_T = scale * noise, (n, *model.shape), on the model's device; float64 if noise or network is, else float32.
+
+    noise: unit normal, or None to draw it from `seed`.  ValueError: wrong shape or dtype, n that contradicts it, n < 1.
+    """
+    if noise is None:
+        n = 1 if n is None else n
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise ValueError(f"n = {n!r}: how many samples to draw, a whole number from 1 up")
+        dtype = state_dtype(model.dtype or torch.float32)
+        return normal(seed, 0, n, model.shape, device=model.device, dtype=dtype).mul_(scale)
+    if tuple(noise.shape[1:]) != model.shape or not len(noise):
+        raise ValueError(f"noise has shape {tuple(noise.shape)}, expected (n, {', '.join(map(str, model.shape))})")
+    if n is not None and n != len(noise):
+        raise ValueError(f"n = {n}, but noise holds {len(noise)} samples; leave n out")
+    if not noise.is_floating_point():
+        raise ValueError(f"noise has dtype {noise.dtype}, expected a floating-point tensor")
+    double = torch.float64 in (noise.dtype, model.dtype)
+    return noise.to(model.device, torch.float64 if double else torch.float32) * scale
+
+
+def finish(model: Model, x: Tensor) -> Tensor:
+    """x clamped to the model's range, if it has one. FloatingPointError: entries that are not finite."""
+    bad = int((~torch.isfinite(x)).sum())
+    if bad:
+        raise FloatingPointError(
+            f"{bad} of {x.numel()} values are not finite: the network returned NaN or inf, or the plan diverged; "
+            "try more evaluations or a lower-order solver"
+        )
+    return x if model.range is None else x.clamp_(*model.range)
+
+
+def clip_limits(model: Model, clip: Clip) -> tuple[float, float] | None:
+    """The bounds for x0 that `clip` asks for. ValueError: True without a range, or a pair that is not (low, high)."""
+    clip = model.clip if clip is None else clip
+    if clip is False:
+        return None
+    limits = model.range if clip is True else clip
+    if limits is None:
+        raise ValueError("clip=True needs a model with a range; pass clip=(low, high)")
+    if len(limits) != 2 or not limits[0] < limits[1]:
+        raise ValueError(f"clip must be True, False or (low, high) with low < high, got {clip!r}")
+    return float(limits[0]), float(limits[1])
+
+
+@contextmanager
+def evaluating(model: Model) -> Iterator[None]:
+    """Run the network without gradients and in evaluation mode, and put it back as it was."""
+    net = model.net
+    training = [m for m in net.modules() if m.training] if isinstance(net, nn.Module) else []
+    for module in training:
+        module.training = False
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True

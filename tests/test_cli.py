@@ -1,0 +1,300 @@
+"""The command line: what it prints is what happened, what it writes is what the library gives, errors are one line."""
+
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import odediff
+from odediff.adaptive import solve
+from odediff.cli import main, make_parser
+from odediff.cli import train as train_command
+from odediff.cli.plan import SCHEDULES
+from odediff.images import image_grid
+from odediff.nn import SIZES, UNet, unet_config
+from odediff.training import TrainConfig
+from odediff.training.config import AMP, LR_DECAYS, PREDICTIONS, WEIGHTINGS
+
+COMMANDS = ("sample", "plan", "info", "train")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small untrained model, 1x8x8, cosine; as it predicts x0, it draws greys, not black and white."""
+    folder = tmp_path_factory.mktemp("tiny")
+    net = UNet(**unet_config("xs", in_channels=1, sample_size=8))
+    info = {"recipe": {"steps": 0}, "seed": 3}
+    odediff.Model(net, schedule=odediff.schedule.cosine(), prediction="x0", shape=(1, 8, 8), info=info).save(folder)
+    return folder
+
+
+def run(capsys: pytest.CaptureFixture[str], command: str) -> str:
+    assert main(shlex.split(command)) == 0
+    return capsys.readouterr().out
+
+
+def facts(text: str) -> dict[str, str]:
+    """`name  value` lines as a dictionary."""
+    return dict(re.split(r"\s{2,}", line, maxsplit=1) for line in text.splitlines())
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+@pytest.mark.parametrize(
+    ("solver", "options"),
+    [("rk4", {}), ("unipc_3", {"grid": "logsnr"}), ("ddim", {"eta": 1.0}), ("ab3", {"clip": True})],
+)
+def test_sample_writes_what_the_library_draws(tiny, tmp_path, capsys, solver, options):
+    out = tmp_path / "x.png"
+    more = " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in options.items())
+    said = facts(run(capsys, f"sample {tiny} --solver {solver} --nfe 7 --n 5 --seed 4 --out {out} {more}"))
+    assert list(said) == ["solver", "evaluations", "seconds", "picture"]
+    assert said["solver"].split(",")[0] == solver
+    assert said["evaluations"] == "7"
+    assert float(said["seconds"]) > 0
+    assert Path(said["picture"]) == out.resolve()
+    want = odediff.sample(odediff.load(tiny), solver, 7, n=5, seed=4, **options)
+    assert len(np.unique(pixels(out))) > 30
+    assert (pixels(out) == np.asarray(image_grid(want))).all()
+
+
+def test_sample_takes_ddpms_variance(tiny, tmp_path, capsys):
+    out = tmp_path / "x.png"
+    command = f"sample {tiny} --solver ddpm --nfe 5 --n 2 --out {out}"
+    run(capsys, f"{command} --variance fixed_large")
+    model = odediff.load(tiny)
+    plan = odediff.plan("ddpm", model.schedule, nfe=5, variance="fixed_large")
+    large = pixels(out)
+    assert (large == np.asarray(image_grid(odediff.sample(model, plan, n=2, seed=0)))).all()
+    run(capsys, command)
+    assert (large != pixels(out)).any()
+
+
+def test_sample_without_options_draws_64_with_rk4_at_20(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = facts(run(capsys, f"sample {tiny}"))
+    assert (said["solver"].split(",")[0], said["evaluations"]) == ("rk4", "20")
+    want = odediff.sample(odediff.load(tiny), solver="rk4", nfe=20, n=64, seed=0)
+    assert (pixels(tmp_path / "samples.png") == np.asarray(image_grid(want))).all()
+
+
+def test_sample_reports_what_an_adaptive_solver_used(tiny, tmp_path, capsys):
+    command = f"sample {tiny} --solver bosh3 --n 2 --out {tmp_path / 'x.png'}"
+    loose = facts(run(capsys, f"{command} --rtol 1e-1 --atol 1e-1"))
+    tight = facts(run(capsys, f"{command} --rtol 1e-4 --atol 1e-3"))
+    want = solve(odediff.load(tiny), "bosh3", rtol=1e-4, atol=1e-3, n=2, seed=0)
+    assert int(tight["evaluations"]) == want.nfe
+    assert 3 < int(loose["evaluations"]) < want.nfe
+
+
+def test_plan_prints_the_table(capsys):
+    said = run(capsys, "plan ddim --nfe 6 --schedule flow --grid uniform --eta 0.5")
+    plan = odediff.plan("ddim", odediff.schedule.flow(), nfe=6, grid="uniform", eta=0.5)
+    assert said == f"{plan}\n"
+
+
+def test_plan_as_json_loses_no_bit(tmp_path, capsys):
+    want = odediff.plan("rk4", odediff.schedule.linear(), nfe=9)
+    assert run(capsys, f"plan rk4 --nfe 9 --json {tmp_path / 'plan.json'}") == f"{want}\n"
+    assert odediff.Plan.from_json((tmp_path / "plan.json").read_text()) == want
+    assert odediff.Plan.from_json(run(capsys, "plan rk4 --nfe 9 --json -")) == want
+
+
+def test_plan_takes_a_models_schedule(tiny, capsys):
+    said = run(capsys, f"plan euler --nfe 4 --model {tiny}")
+    assert said == f"{odediff.plan('euler', odediff.schedule.cosine(), nfe=4)}\n"
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_plan_knows_every_named_schedule(name, capsys):
+    assert f"schedule {name}" in run(capsys, f"plan dpmpp_2m --nfe 5 --schedule {name}")
+
+
+@pytest.mark.parametrize("command", ["plan rk4 --nfe 9 --schedule cosine", "info", "--help", "train --help"])
+def test_commands_that_need_no_network_load_no_torch(command):
+    script = (
+        "import sys, odediff.cli\n"
+        f"try: odediff.cli.main({shlex.split(command)!r})\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'PIL', 'tqdm', 'safetensors', 'torchdiffeq'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout
+    assert done.stderr == "[]\n"
+
+
+def test_info_lists_every_method_with_its_order(capsys):
+    said = run(capsys, "info")
+    for name, method in odediff.METHODS.items():
+        assert re.search(rf"^{name} +{method.order} +{method.stages} +{method.min_nfe} ", said, re.MULTILINE)
+
+
+def test_info_of_a_model_tells_its_facts(tiny, capsys):
+    said = facts(run(capsys, f"info {tiny}"))
+    count = sum(p.numel() for p in odediff.load(tiny).net.parameters())
+    assert said["shape"].startswith("1 x 8 x 8")
+    assert said["parameters"] == f"{count:,}"
+    assert said["prediction"] == "x0"
+    assert said["schedule"].startswith("name cosine, T 1000")
+    assert said["range"] == "-1 .. 1"
+    assert said["recipe"] == "steps 0"
+    assert said["seed"] == "3"
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "images.npz"
+    np.savez(path, images=np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8))
+    return path
+
+
+def test_train_then_resume_then_sample(images, tmp_path, capsys):
+    out = tmp_path / "run"
+    recipe = "--size xs --batch-size 4 --prediction x0 --schedule cosine --preview-every 2"
+    said = facts(run(capsys, f"train --data {images} --out {out} --steps 4 --device cpu {recipe}"))
+    assert said["steps"] == "4"
+    assert Path(said["model"]) == out / "model"
+    assert Path(said["picture"]) == out / "previews" / "000004.png"
+    assert sorted(p.name for p in (out / "previews").iterdir()) == ["000002.png", "000004.png"]
+    model = odediff.load(out / "model")
+    assert model.schedule == odediff.schedule.cosine()
+    # the last preview shows the averaged weights that were saved
+    want = image_grid(odediff.sample(model, solver="rk4", nfe=20, n=64, seed=0))
+    assert (pixels(out / "previews" / "000004.png") == np.asarray(want)).all()
+    assert (pixels(out / "previews" / "000002.png") != np.asarray(want)).any()
+    run(capsys, f"train --out {out} --resume --steps 5 --device cpu")
+    config = json.loads((out / "config.json").read_text())
+    assert (config["steps"], config["batch_size"], config["size"]) == (5, 4, "xs")
+    assert (out / "previews" / "000005.png").is_file()
+    drawn = facts(run(capsys, f"{said['next'].removeprefix('odediff ')} --n 2 --nfe 5 --out {out / 'x.png'}"))
+    assert drawn["evaluations"] == "5"
+
+
+def test_train_tells_the_defaults_and_choices_of_the_library():
+    options = {option.field: option for option in train_command.OPTIONS + train_command.FLAGS}
+    config = TrainConfig(data="", out="")
+    own = {"data", "out", "network", "schedule"}
+    assert set(options) == {f.name for f in fields(TrainConfig)} - own
+    assert {name: option.default for name, option in options.items()} == {n: getattr(config, n) for n in options}
+    choices = {name: set(option.choices) for name, option in options.items() if option.choices}
+    assert choices == {
+        "size": set(SIZES),
+        "lr_decay": set(LR_DECAYS),
+        "prediction": set(PREDICTIONS),
+        "weighting": set(WEIGHTINGS),
+        "amp": set(AMP),
+    }
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_shows_examples_that_parse(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([*filter(None, [command]), "--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    examples = [re.split(r"\s{2,}", line.strip())[0] for line in text.splitlines() if line.startswith("  odediff ")]
+    assert len(examples) >= 3
+    for example in examples:
+        make_parser().parse_args(shlex.split(example)[1:])
+
+
+def test_without_a_command_the_help_is_shown(capsys):
+    assert "start here:" in run(capsys, "")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("sample TINY --solver rk5", "rk5"),
+        ("sample TINY --nfe 2", "nearest: 5"),
+        ("sample TINY --n 0", "--n must be 1 or more"),
+        ("sample TINY --seed=-1", "seed = -1"),
+        ("sample TINY --out no/such/folder/x.png", "no folder no/such/folder"),
+        ("sample TINY --out x.txt", ".png"),
+        ("sample TINY --device abacus", "abacus"),
+        ("sample TINY --rtol 1e-3", "rtol"),
+        ("sample TINY --solver dopri5 --variance fixed_large", "ddpm"),
+        ("sample TINY --solver dopri5 --rtol 1e-6 --max-nfe 10", "raise max_nfe or loosen"),
+        ("sample nowhere", "no model 'nowhere'"),
+        ("plan rk9", "unknown solver 'rk9'; choose euler"),
+        ("plan rk4 --eta 1", "'eta'"),
+        ("plan rk4 --nfe 9 --json no/such/plan.json", "no/such/plan.json"),
+        ("info nowhere", "no model 'nowhere'"),
+        ("train --out run", "--data is missing"),
+        ("train --out run --resume", "nothing to resume in run"),
+        ("train --out run --data nowhere.npz", "nowhere.npz"),
+        ("train --out run --data x --batch-size 0", "batch_size = 0"),
+        ("train --data x", "--out"),
+        ("dance", "invalid choice: 'dance'"),
+        ("plan rk4 --nfe many", "invalid int value: 'many'"),
+    ],
+)
+def test_errors_are_one_line_and_exit_code_2(tiny, tmp_path, capsys, monkeypatch, argv, message):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main(shlex.split(argv.replace("TINY", str(tiny))))
+    except SystemExit as stopped:
+        code = stopped.code
+    said = capsys.readouterr()
+    assert (code, said.out) == (2, "")
+    assert said.err.startswith("odediff: error: ")
+    assert said.err.count("\n") == 1
+    assert message in said.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_defect_of_the_library_keeps_its_traceback(tiny, monkeypatch):
+    monkeypatch.setattr("odediff.methods.plan", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["plan", "rk4"])
+
+
+def test_without_torch_the_remedy_is_named():
+    script = "import sys; sys.modules['torch'] = None; from odediff.cli import main; sys.exit(main(['sample']))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "odediff: error: this command needs torch: pip install torch\n")
+
+
+def test_an_interrupt_is_one_line_and_exit_code_130(tiny, images, tmp_path, capsys, monkeypatch):
+    def interrupt(*_, **__):
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("odediff.methods.plan", interrupt)
+    assert main(["plan", "rk4"]) == 130
+    assert capsys.readouterr().err == "odediff: interrupted\n"
+    monkeypatch.setattr("odediff.sampling.sample", lambda *_, **__: interrupt() or torch.zeros(1, 1, 8, 8))
+    command = (
+        f"train --data {images} --out {tmp_path} --size xs --batch-size 2 --steps 5 --preview-every 1 --device cpu"
+    )
+    assert main(shlex.split(command)) == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("odediff: stopped at step 2 of 5")
+    assert "--resume" in last
+
+
+def test_the_module_is_the_command():
+    argv = ["plan", "rk4", "--nfe", "6"]
+    done = subprocess.run([sys.executable, "-m", "odediff", *argv], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{odediff.plan('rk4', odediff.schedule.linear(), nfe=6)}\n"
+    done = subprocess.run([sys.executable, "-m", "odediff", "plan", "rk9"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr[:16]) == (2, "odediff: error: ")
+
+
+@pytest.mark.parametrize("nfe", ["6", "1000"])  # less, and more, than what Python and the pipe hold back
+def test_a_reader_that_leaves_early_gets_no_traceback(nfe, monkeypatch):
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    command = [sys.executable, "-m", "odediff", "plan", "euler", "--nfe", nfe]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
