@@ -19,7 +19,10 @@ import numpy as np
 
 from .schedule import Array
 
-_ROUNDING = 1e-12
+# Where alpha starts near 0 a state's coefficients grow to 1e4 and the rows are their small differences: long double keeps
+# the rows exact to float64 (on machines without one the rows are good to about 1e-12).
+_WIDE = np.longdouble
+_ROUNDING = 1e3 * float(np.finfo(_WIDE).eps)
 
 
 @dataclass(frozen=True)
@@ -62,12 +65,12 @@ class Recorder:
         self.noises = 0
 
     def _basis(self, k: int) -> Array:
-        return np.eye(1, 1 + 2 * self.nfe, k)[0]
+        return np.eye(1, 1 + 2 * self.nfe, k, dtype=_WIDE)[0]
 
     def __call__(self, x: Array, point: Point) -> Array:
         if len(self.states) == self.nfe:
             raise ValueError(f"the method evaluates the network more than the {self.nfe} times it was given")
-        self.states.append(np.array(x, dtype=np.float64))
+        self.states.append(np.array(x, dtype=_WIDE))
         self.points.append(point)
         return self._basis(len(self.states))
 
@@ -101,7 +104,7 @@ def lower(states: Array) -> tuple[Array, Array, Array]:
     """
     rows = len(states) - 1
     random = np.array([0, *range(rows + 1, 2 * rows + 1)])
-    a, c, history = np.zeros(rows), np.zeros(rows), np.zeros((rows, rows))
+    a, c, history = np.zeros(rows, _WIDE), np.zeros(rows, _WIDE), np.zeros((rows, rows), _WIDE)
     for i in range(rows):
         old, new = states[i], states[i + 1]
         k = random[np.argmax(np.abs(old[random]))]
@@ -117,4 +120,4 @@ def lower(states: Array) -> tuple[Array, Array, Array]:
             raise ValueError(f"row {i} re-weighs the noise of an earlier row; a plan keeps only its own")
         c[i], history[i, : i + 1] = z[i], d[: i + 1][::-1]
     depth = max(1, int(np.flatnonzero(history.any(0)).max(initial=0)) + 1)
-    return a, history[:, :depth], c
+    return a.astype(np.float64), history[:, :depth].astype(np.float64), c.astype(np.float64)

@@ -7,7 +7,7 @@ In the frame (A, q) of a space with constant (u, w) the probability-flow ODE has
 
 (DDIM, Song et al. 2021a, eq. 14, is the eps row.) The frame of x0 is singular at sigma = 0, that of eps at alpha =
 0, that of
-flow nowhere. A polynomial in one of the `VARIABLES` rho, lam, tau, phi = arctan(rho) or t stands for d between its
+flow nowhere. A polynomial in one of the `VARIABLES` lam, rho, tau, phi = arctan(rho) or t stands for d between its
 known values.
 """
 
@@ -22,7 +22,7 @@ from ..plans import space_pair
 from ..schedule import Array, Schedule
 from ..trace import Point
 
-VARIABLES = ("rho", "lam", "tau", "phi", "t")
+VARIABLES = ("lam", "rho", "tau", "phi", "t")
 FRAMES = ("x0", "eps", "flow")
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
 _PANEL = 0.5  # widest panel in lam: 16 Gauss-Legendre nodes are exact to rounding on it

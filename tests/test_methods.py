@@ -1,0 +1,328 @@
+"""Methods against their papers: formulae written out here, independently of the library's derivations."""
+
+import numpy as np
+import pytest
+import torch
+from exact import SCHEDULES, gaussian, run
+from hypothesis import given
+from hypothesis import strategies as st
+
+import odediff
+from odediff import schedule as schedules
+from odediff.methods import BIBTEX, METHODS, cite, plan
+from odediff.methods.frame import Grid, point
+from odediff.plans import Plan
+
+LINEAR = schedules.linear()
+BETAS = np.linspace(1e-4, 0.02, 1000)
+ABAR = np.cumprod(1 - BETAS)
+
+
+def network(seed: int = 0) -> torch.nn.Module:
+    """A random smooth network f(x, t), float64."""
+    torch.manual_seed(seed)
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = torch.nn.Conv2d(2, 8, 3, padding=1), torch.nn.Conv2d(8, 1, 3, padding=1)
+
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            time = (t / 1000).reshape(-1, 1, 1, 1).expand_as(x)
+            return self.b(torch.tanh(self.a(torch.cat([x, time], 1))))
+
+    return Net().double()
+
+
+def subsequence(kind: str, count: int) -> np.ndarray:
+    """DDIM's tau, ascending 1-based steps as 0-based indices (Song et al. 2021a, appendix D.2)."""
+    i = np.arange(1, count + 1)
+    tau = np.floor(1000 / count * i) if kind == "linear" else np.floor(1000 / count**2 * i**2)
+    return np.maximum(tau - 1, 0)
+
+
+@pytest.mark.parametrize("kind", ["linear", "quadratic"])
+@pytest.mark.parametrize("solver", ["euler", "ddim"])
+def test_ddim_paper_is_euler(kind: str, solver: str) -> None:
+    """Eq. 12 with sigma = 0, over the paper's two subsequences, on a random network in float64."""
+    net, tau = network(), subsequence(kind, 10)
+    x = noise = torch.randn(3, 1, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for k in range(len(tau) - 1, -1, -1):
+        now, before = ABAR[int(tau[k])], ABAR[int(tau[k - 1])] if k else 1.0
+        with torch.no_grad():
+            eps = net(x, torch.full((3,), tau[k], dtype=torch.float64))
+        x = before**0.5 * (x - (1 - now) ** 0.5 * eps) / now**0.5 + (1 - before) ** 0.5 * eps
+    model = odediff.Model(net, schedule=LINEAR, shape=(1, 6, 6), range=None)
+    ours = odediff.sample(model, solver, 10, grid=tau[::-1], noise=noise)
+    assert float((ours - x).abs().max()) <= 1e-12 * float(x.abs().max())
+
+
+def test_euler_is_eulers_method_in_x_over_alpha_and_rho() -> None:
+    p = plan("euler", LINEAR, 10)
+    rho = p.sigma / p.alpha
+    np.testing.assert_allclose(p.a, p.alpha[1:] / p.alpha[:-1], rtol=1e-13)
+    np.testing.assert_allclose(p.b[:, 0], p.alpha[1:] * (rho[1:] - rho[:-1]), rtol=1e-12)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_euler_is_the_same_step_in_every_space(schedule: schedules.Schedule) -> None:
+    x = np.array([0.3, -1.2]) * np.hypot(schedule.alpha(schedule.t_max), schedule.sigma(schedule.t_max))
+    spaces = [s for s in ("x0", "flow", "v", "eps") if s != "eps" or schedule.alpha(schedule.t_max) > 0]
+    ends = [run(plan("euler", schedule, 7, space=s), gaussian(0.2, 0.5), x)[-1] for s in spaces]
+    for end in ends[1:]:
+        np.testing.assert_allclose(end, ends[0], rtol=1e-9)
+
+
+def dpmpp_2m(lam: np.ndarray, alpha: np.ndarray, sigma: np.ndarray, d: np.ndarray, x: float) -> float:
+    """DPM-Solver++ Algorithm 2, as printed, with D_i written out."""
+    for i in range(1, len(lam)):
+        h = lam[i] - lam[i - 1]
+        if i == 1:
+            big = d[0]
+        else:
+            r = (lam[i - 1] - lam[i - 2]) / h
+            big = (1 + 1 / (2 * r)) * d[i - 1] - 1 / (2 * r) * d[i - 2]
+        x = sigma[i] / sigma[i - 1] * x - alpha[i] * (np.exp(-h) - 1) * big
+    return x
+
+
+def unipc(lam: np.ndarray, alpha: np.ndarray, sigma: np.ndarray, d: np.ndarray, x: float, order: int) -> float:
+    """UniPC with B_2(h) = e^-h - 1 from its linear system R rho = b, ending on the predictor, as in the authors' code."""
+
+    def update(i: int, x: float, nodes: list[int], p: int, corrector: bool) -> float:
+        h = lam[i] - lam[i - 1]
+        hh, big_b = -h, np.expm1(-h)
+        r = np.array([(lam[k] - lam[i - 1]) / h for k in nodes] + [1.0])
+        phi, factorial, b = np.expm1(hh) / hh - 1, 1.0, []
+        for k in range(1, p + 1):
+            b.append(phi * factorial / big_b)
+            factorial *= k + 1
+            phi = phi / hh - 1 / factorial
+        vandermonde = np.array([r ** (k - 1) for k in range(1, p + 1)])
+        if corrector:
+            weights = np.array([0.5]) if p == 1 else np.linalg.solve(vandermonde, np.array(b))
+            known = [(d[k] - d[i - 1]) / rk for k, rk in zip(nodes, r[:-1], strict=True)] + [d[i] - d[i - 1]]
+        else:
+            weights = np.array([0.5]) if p == 2 else np.linalg.solve(vandermonde[:-1, :-1], np.array(b)[:-1])
+            known = [(d[k] - d[i - 1]) / rk for k, rk in zip(nodes, r[:-1], strict=True)]
+        return sigma[i] / sigma[i - 1] * x - alpha[i] * np.expm1(hh) * d[i - 1] - alpha[i] * big_b * (weights @ known)
+
+    for i in range(1, len(lam)):
+        p = min(order, i)
+        nodes = [i - 1 - m for m in range(1, p)]
+        predicted = (
+            update(i, x, nodes, p, False)
+            if p > 1
+            else (sigma[i] / sigma[i - 1] * x - alpha[i] * np.expm1(lam[i - 1] - lam[i]) * d[i - 1])
+        )
+        if i == len(lam) - 1:
+            return predicted
+        x = update(i, x, nodes, p, True)
+    raise AssertionError
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m", "unipc_2", "unipc_3"])
+@pytest.mark.parametrize("grid", ["logsnr", "quadratic"])
+def test_published_formulae(name: str, grid: str) -> None:
+    """The table, unrolled to one linear map of x_T and d_0.., equals the paper's update on unit vectors, at every row."""
+    p = plan(name, LINEAR, 9, grid)
+    lam = np.log(p.alpha[:-1] / p.sigma[:-1])
+    for rows in range(1, 9):
+        for k in range(rows + 1):
+            d = np.zeros(9)
+            x = 1.0 if k == 0 else 0.0
+            if k:
+                d[k - 1] = 1.0
+            args = (lam[: rows + 1], p.alpha, p.sigma, d, x)
+            want = dpmpp_2m(*args) if name == "dpmpp_2m" else unipc(*args, order=int(name[-1]))
+            got = x
+            for i in range(rows):
+                got = p.a[i] * got + sum(p.b[i, j] * d[i - j] for j in range(min(p.depth, i + 1)))
+            assert got == pytest.approx(want, abs=1e-9), (rows, k)
+
+
+def test_dpmpp_3m_carries_half_of_the_second_derivative() -> None:
+    """Published coefficients of D2 are half of exact integration: that is why its order is 2, and ab3 in (x0, lam) has 3."""
+    lam = np.array([-1.0, -0.7, -0.2, 0.4])
+    t = LINEAR.t_of_lam(lam)
+    published, exact = (plan(n, LINEAR, 4, t, **k) for n, k in (("dpmpp_3m", {}), ("ab3", {"space": "x0"})))
+    alpha, h, r0, r1 = published.alpha[3], 0.6, 0.5 / 0.6, 0.3 / 0.6
+    phi3 = (np.exp(-h) - 1 + h) / h**2 - 0.5
+    d2 = np.array([1 / r0, -1 / r0 - 1 / r1, 1 / r1]) / (r0 + r1)  # (D1_0 - D1_1) / (r0 + r1) in d[i], d[i-1], d[i-2]
+    np.testing.assert_allclose(exact.b[2, :3] - published.b[2, :3], -alpha * phi3 * d2, rtol=1e-10)
+
+
+def test_ipndm_weights_are_adams_bashforths() -> None:
+    p = plan("ipndm", LINEAR, 6)
+    full = p.b[4] / (p.alpha[5] * (p.sigma[5] / p.alpha[5] - p.sigma[4] / p.alpha[4]))
+    np.testing.assert_allclose(full, np.array([55, -59, 37, -9]) / 24, rtol=1e-9)
+    second = p.b[1, :2] / (p.alpha[2] * (p.sigma[2] / p.alpha[2] - p.sigma[1] / p.alpha[1]))
+    np.testing.assert_allclose(second, [1.5, -0.5], rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "a", "b"),
+    [
+        ("heun", [[], [1]], [1 / 2, 1 / 2]),
+        ("midpoint", [[], [1 / 2]], [0, 1]),
+        ("rk3", [[], [1 / 2], [-1, 2]], [1 / 6, 4 / 6, 1 / 6]),
+        ("rk4", [[], [1 / 2], [0, 1 / 2], [0, 0, 1]], [1 / 6, 2 / 6, 2 / 6, 1 / 6]),
+        ("rk4_38", [[], [1 / 3], [-1 / 3, 1], [1, -1, 1]], [1 / 8, 3 / 8, 3 / 8, 1 / 8]),
+    ],
+)
+def test_runge_kutta_in_rho(name: str, a: list[list[float]], b: list[float]) -> None:
+    """One step in (x / alpha, rho), then the closed-form row, with nonlinear slopes that would expose any mixed-up stage."""
+    p = plan(name, LINEAR, len(b) + 1, [700.0, 150.0], space="eps")
+    rho0, rho1 = LINEAR.rho([700.0, 150.0])
+    slope = lambda y, rho: np.sin(3 * y) + rho * y  # noqa: E731
+    y, h, k = 0.7, rho1 - rho0, []
+    for row in a:
+        k.append(slope(y + h * np.dot(row, k), rho0 + sum(row) * h))
+    y1 = y + h * np.dot(b, k)
+    end = y1 + (0 - rho1) * slope(y1, rho1)
+    denoise = lambda x, al, si: x - si * slope(x / al, si / al) if al == 1 else (x - si * slope(x / al, si / al)) / al  # noqa: E731
+    states = run(p, denoise, np.array(y * p.alpha[0]))
+    np.testing.assert_allclose(states[-2] / p.alpha[-2], y1, rtol=1e-12)
+    np.testing.assert_allclose(states[-1], end, rtol=1e-12)
+
+
+@given(st.data())
+def test_adams_weights_are_exact_for_polynomials(data: st.DataObject) -> None:
+    """Integrate a polynomial of degree K - 1 in the method's variable: the weights must give its integral over q."""
+    schedule = data.draw(st.sampled_from([LINEAR, SCHEDULES["flow"], SCHEDULES["edm"], SCHEDULES["cosine"]]))
+    space = data.draw(st.sampled_from(["x0", "eps", "flow"]))
+    variable = data.draw(st.sampled_from(["lam", "rho", "tau", "phi", "t"]))
+    count = data.draw(st.integers(2, 4))
+    lam = (
+        np.sort(
+            np.array(data.draw(st.lists(st.integers(-30, 30), min_size=count + 1, max_size=count + 1, unique=True)))
+        )
+        / 12
+    )
+    points = [point(schedule, float(t)) for t in schedule.t_of_lam(lam)]
+    grid = Grid(schedule, space, variable, tuple(points), (1,) * count)
+    nodes, start, end = points[:count][::-1], points[count - 1], points[count]
+    weights = grid.adams_weights(nodes, start, end)
+    at = np.array([grid.coordinate(p) for p in nodes])
+    shift, scale = at.mean(), np.ptp(at)
+    fine = np.linspace(start.lam, end.lam, 20_001)
+    middle = (fine[1:] + fine[:-1]) / 2
+    q = {"x0": np.exp, "eps": lambda v: np.exp(-v), "flow": lambda v: 1 / (1 + np.exp(v))}[space]
+    s = {
+        "lam": lambda v: v,
+        "rho": lambda v: np.exp(-v),
+        "tau": lambda v: 1 / (1 + np.exp(v)),
+        "phi": lambda v: np.arctan(np.exp(-v)),
+        "t": schedule.t_of_lam,
+    }[variable](middle)
+    for degree in range(count):
+        want = float((((s - shift) / scale) ** degree * np.diff(q(fine))).sum())
+        got = float(weights @ ((at - shift) / scale) ** degree)
+        size = np.abs(weights).sum() * np.abs(((at - shift) / scale) ** degree).max()
+        assert got == pytest.approx(want, abs=2e-6 * max(1.0, size))
+
+
+def test_ab1_to_ab4_reduce_to_known_weights_on_equal_steps() -> None:
+    t = SCHEDULES["edm"].t_of_rho(np.linspace(6, 1, 7))
+    p = plan("ab4", SCHEDULES["edm"], 7, t, space="eps", variable="rho")
+    h = -5 / 6
+    np.testing.assert_allclose(p.b[4] / h, np.array([55, -59, 37, -9]) / 24, rtol=1e-10)
+    np.testing.assert_allclose(p.b[2, :3] / h, np.array([23, -16, 5]) / 12, rtol=1e-10)
+    np.testing.assert_allclose(p.b[0], [h, 0, 0, 0], rtol=1e-12)
+
+
+class Counter:
+    """A callable network that counts."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return 0.5 * x
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_nfe_is_exact(name: str) -> None:
+    """Every budget from the smallest to 60: rows, evaluations, finite result, last row on sigma = 0."""
+    counter = Counter()
+    model = odediff.Model(counter, schedule=LINEAR, shape=(1, 1, 1), range=None)
+    for nfe in range(METHODS[name].min_nfe, 61):
+        counter.calls = 0
+        p = plan(name, LINEAR, nfe)
+        x = odediff.Sampler(model, p)(torch.ones(1, 1, 1, 1), seed=0)
+        assert counter.calls == p.nfe == nfe
+        assert p.sigma[-1] == 0 and torch.isfinite(x).all()
+
+
+@pytest.mark.parametrize("name", [name for name, m in METHODS.items() if m.min_nfe > 1])
+def test_an_impossible_budget_names_the_nearest(name: str) -> None:
+    smallest = METHODS[name].min_nfe
+    with pytest.raises(ValueError, match=rf"{name} cannot meet nfe={smallest - 1}.*nearest: {smallest}\)"):
+        plan(name, LINEAR, smallest - 1)
+
+
+def test_runge_kutta_spends_leftovers_on_lower_orders() -> None:
+    layouts = {nfe: METHODS["rk4"].layout(nfe) for nfe in (5, 6, 7, 8, 9, 20)}
+    assert layouts == {
+        5: [4, 1],
+        6: [4, 1, 1],
+        7: [4, 2, 1],
+        8: [4, 3, 1],
+        9: [4, 4, 1],
+        20: [4, 4, 4, 4, 3, 1],
+    }
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: plan("rk5", LINEAR), "unknown solver 'rk5'; choose euler"),
+        (lambda: plan("rk4", LINEAR, 20.0), "nfe=20.0"),  # type: ignore[arg-type]
+        (lambda: plan("rk4", LINEAR, True), "nfe=True"),
+        (lambda: plan("rk4", LINEAR, eta=0.5), "rk4 has no option 'eta'"),
+        (lambda: plan("ddim", LINEAR, eta=1.5), r"eta = 1.5 is outside \[0, 1\]"),
+        (lambda: plan("ddpm", LINEAR, variance="learned"), "unknown variance 'learned'"),
+        (lambda: plan("rk4", LINEAR, space="v"), "does not run in space='v'"),
+        (lambda: plan("rk4", LINEAR, space="noise"), "unknown space 'noise'"),
+        (lambda: plan("ipndm", SCHEDULES["flow"]), r"alpha = 0 at t\[0\] = 1"),
+        (lambda: plan("rk4", LINEAR, snap=True), "between the grid's times"),
+        (lambda: cite("none"), "unknown solver 'none'"),
+    ],
+)
+def test_errors_name_value_and_remedy(call, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("name", ["euler", "heun", "ab3", "dpmpp_2m", "unipc_3", "ddpm"])
+def test_snapped_plans_feed_whole_times(name: str) -> None:
+    p = plan(name, LINEAR, 21, snap=True)
+    assert (p.t == np.rint(p.t)).all() and p.t[-1] >= 0
+    np.testing.assert_allclose(p.sigma[:-1], np.sqrt(1 - ABAR[p.t.astype(int)]), rtol=1e-10)
+
+
+def test_singular_starts_move_to_a_regular_frame() -> None:
+    for schedule in (SCHEDULES["flow"], SCHEDULES["zero_snr"]):
+        for name in set(METHODS) - {"ipndm"}:
+            p = plan(name, schedule, 12)
+            assert p.alpha[0] == 0 and p.space != "eps"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_cited_and_described(name: str) -> None:
+    method = METHODS[name]
+    text = cite(name)
+    assert (
+        text == BIBTEX[method.source] == cite(plan(name, LINEAR, 8))
+        and text.startswith("@")
+        and text.count("{") == text.count("}")
+    )
+    assert method.where and 1 <= method.order <= 4 and method.frames
+
+
+def test_a_plan_remembers_where_it_came_from() -> None:
+    p = plan("ddim", LINEAR, 5, "uniform", eta=0.3)
+    assert (p.method, p.args["eta"], p.args["grid"], p.schedule) == ("ddim", 0.3, "uniform", LINEAR.fingerprint)
+    assert plan("euler", LINEAR, 2, [999.0, 3.0]).args["grid"] == "explicit"
+    assert isinstance(Plan.from_json(p.to_json()).args, dict)
