@@ -19,8 +19,8 @@ import numpy as np
 
 from .schedule import Array
 
-# Where alpha starts near 0 a state's coefficients grow to 1e4 and the rows are their small differences: long double keeps
-# the rows exact to float64 (on machines without one the rows are good to about 1e-12).
+# Where alpha starts near 0 a state's coefficients grow to 1e4 and the rows are their small differences: long double
+# keeps the rows exact to float64 (where a machine has none they are good to about 1e-12).
 _WIDE = np.longdouble
 _ROUNDING = 1e3 * float(np.finfo(_WIDE).eps)
 

@@ -87,7 +87,7 @@ def dpmpp_2m(lam: np.ndarray, alpha: np.ndarray, sigma: np.ndarray, d: np.ndarra
 
 
 def unipc(lam: np.ndarray, alpha: np.ndarray, sigma: np.ndarray, d: np.ndarray, x: float, order: int) -> float:
-    """UniPC with B_2(h) = e^-h - 1 from its linear system R rho = b, ending on the predictor, as in the authors' code."""
+    """UniPC with B_2(h) = e^-h - 1 from its linear system R rho = b, ending on the predictor, as its authors do."""
 
     def update(i: int, x: float, nodes: list[int], p: int, corrector: bool) -> float:
         h = lam[i] - lam[i - 1]
@@ -124,7 +124,7 @@ def unipc(lam: np.ndarray, alpha: np.ndarray, sigma: np.ndarray, d: np.ndarray, 
 @pytest.mark.parametrize("name", ["dpmpp_2m", "unipc_2", "unipc_3"])
 @pytest.mark.parametrize("grid", ["logsnr", "quadratic"])
 def test_published_formulae(name: str, grid: str) -> None:
-    """The table, unrolled to one linear map of x_T and d_0.., equals the paper's update on unit vectors, at every row."""
+    """The table, unrolled to a linear map of x_T and d_0.., equals the paper's update on unit vectors, at every row."""
     p = plan(name, LINEAR, 9, grid)
     lam = np.log(p.alpha[:-1] / p.sigma[:-1])
     for rows in range(1, 9):
@@ -142,7 +142,7 @@ def test_published_formulae(name: str, grid: str) -> None:
 
 
 def test_dpmpp_3m_carries_half_of_the_second_derivative() -> None:
-    """Published coefficients of D2 are half of exact integration: that is why its order is 2, and ab3 in (x0, lam) has 3."""
+    """The published D2 counts half: that is why its order is 2, and that of ab3 in (x0, lam), which is exact, 3."""
     lam = np.array([-1.0, -0.7, -0.2, 0.4])
     t = LINEAR.t_of_lam(lam)
     published, exact = (plan(n, LINEAR, 4, t, **k) for n, k in (("dpmpp_3m", {}), ("ab3", {"space": "x0"})))
@@ -171,7 +171,7 @@ def test_ipndm_weights_are_adams_bashforths() -> None:
     ],
 )
 def test_runge_kutta_in_rho(name: str, a: list[list[float]], b: list[float]) -> None:
-    """One step in (x / alpha, rho), then the closed-form row, with nonlinear slopes that would expose any mixed-up stage."""
+    """One step in (x / alpha, rho), then the closed-form row, with slopes that would expose any mixed-up stage."""
     p = plan(name, LINEAR, len(b) + 1, [700.0, 150.0], space="eps")
     rho0, rho1 = LINEAR.rho([700.0, 150.0])
     slope = lambda y, rho: np.sin(3 * y) + rho * y  # noqa: E731

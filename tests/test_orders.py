@@ -1,7 +1,7 @@
 """Observed orders of convergence, float64, in the state before the closed-form last row.
 
-A multistep method ramps its order up from 1, so its grid starts with steps that double from tiny to full size: then what is
-measured is the full rows and not the first one.
+A multistep method ramps its order up from 1, so its grid starts with steps that double from tiny to full size: then
+what is measured is the full rows and not the first one.
 """
 
 from collections.abc import Callable

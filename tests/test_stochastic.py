@@ -16,7 +16,7 @@ ABAR = np.cumprod(1 - BETAS)
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 def test_ddpm_with_all_steps_is_algorithm_2(variance: str) -> None:
-    """mu = (x - beta / sqrt(1 - abar) eps) / sqrt(alpha), sigma^2 = beta or its posterior (Ho et al. 2020, eq. 11, section 3.2)."""
+    """mu = (x - beta / sqrt(1 - abar) eps) / sqrt(alpha), sigma^2 = beta or the posterior's (Ho et al. 2020, eq. 11)."""
     p = plan("ddpm", LINEAR, 1000, variance=variance)
     assert (p.t == np.arange(999, -1, -1)).all()
     for i in (0, 1, 500, 998, 999):
@@ -87,7 +87,7 @@ def test_moments_on_gaussian_data(name: str, args: dict[str, object], schedule: 
 
 
 def test_moments_with_history_are_those_of_samples() -> None:
-    """A multistep plan: mean and variance from the table against the closed form of a linear map, probed at three points."""
+    """A multistep plan: mean and variance from the table against its linear map, probed at two points."""
     p = plan("dpmpp_2m", LINEAR, 8)
     mean, v = -0.4, 0.5
 
