@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parent.parent / "README.md"
 
 
 def environment() -> dict[str, Any]:
@@ -52,3 +54,12 @@ def exact_float32() -> None:
     """Full float32 matrix products and convolutions on CUDA: an error table must not measure TF32."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
+
+
+def write_block(name: str, text: str, page: Path = README) -> None:
+    """Put text between `<!-- name -->` and `<!-- /name -->` of a page. ValueError: the page has no such block."""
+    block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    old = page.read_text()
+    if not block.search(old):
+        raise ValueError(f"{page} has no block <!-- {name} --> .. <!-- /{name} -->")
+    page.write_text(block.sub(lambda found: f"{found[1]}{text}\n{found[2]}", old))

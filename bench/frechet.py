@@ -6,26 +6,32 @@ The distance barely sees lost diversity, so precision and recall (Kynkaanniemi e
 of a sample
 to its nearest training image stand beside it. Data: MNIST as `mnist.npz`, features `mnist_cnn128.safetensors`.
 
-    python bench/frechet.py --data ../shared/data --n 10000
+    python bench/frechet.py --data ../shared/data --readme
+
+Drawing 10,000 samples at all five settings is 2 million evaluations, hours on one CPU core: settings can be measured
+apart (`--settings ddim:10`), and several processes at a time add to the same results file.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import RESULTS, environment, write
+from common import RESULTS, environment, write, write_block
 from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
 import odediff
 
-SETTINGS = [("ddim", 10), ("ddim", 20), ("ddim", 50), ("ddim", 100), ("rk4", 20)]
+SETTINGS = ["ddim:10", "ddim:20", "ddim:50", "ddim:100", "rk4:20"]
+REAL = "real"
 
 
 class Features:
@@ -79,45 +85,77 @@ def draw(model: odediff.Model, solver: str, nfe: int, n: int, batch: int) -> Ten
     return (torch.cat(parts).cpu() + 1) / 2
 
 
+def measure(name: str, images: Tensor, real: Tensor, train: Tensor, features: Features) -> dict[str, Any]:
+    """One row of the table."""
+    f = features(images)
+    return {
+        "images": name,
+        "n": len(images),
+        "FD": frechet(f, real),
+        "precision": coverage(real, f),
+        "recall": coverage(f, real),
+        "nearest": nearest(images[:2000].to(features.device), train.to(features.device)),
+    }
+
+
+def add(rows: list[dict[str, Any]], model: odediff.Model, batch: int, folder: Path) -> list[dict[str, Any]]:
+    """Add rows to the results of this model, in place of older ones of the same name; all there are now."""
+    weights = torch.cat([value.flatten() for value in model.net.state_dict().values()]).cpu().numpy()
+    digest, path = hashlib.sha256(weights.tobytes()).hexdigest(), folder / "frechet.json"
+    old = json.loads(path.read_text()) if path.exists() else {}
+    kept = old["rows"] if old.get("weights") == digest else []
+    names = [row["images"] for row in rows]
+    rows = [row for row in kept if row["images"] not in names] + rows
+    write("frechet", {"weights": digest, "batch": batch, "rows": rows}, folder)
+    return rows
+
+
+def table(rows: list[dict[str, Any]], batch: int) -> str:
+    """A Markdown table."""
+    lines = [
+        "| images | n | FD(mnist_cnn128) | precision | recall | RMS to nearest training image |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        scores = " | ".join(f"{row[key]:.2f}" for key in ("FD", "precision", "recall"))
+        lines.append(f"| {row['images']} | {row['n']} | {scores} | {row['nearest']:.3f} |")
+    env = environment()
+    where = f"{env['device']}, torch {env['torch']}, commit {env['commit']}, batch {batch}"
+    note = f"Measured by `bench/frechet.py` on {where}."
+    return "\n".join([*lines, "", note])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with mnist.npz and mnist_cnn128.safetensors")
     parser.add_argument("--model", default="mnist")
     parser.add_argument("--n", type=int, default=10_000)
-    parser.add_argument("--batch", type=int, default=1000)
+    parser.add_argument("--batch", type=int, default=100)
+    parser.add_argument("--settings", nargs="+", default=[REAL, *SETTINGS], help="SOLVER:NFE, or real")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--only", type=int, help="only the first this many settings")
+    parser.add_argument("--readme", action="store_true", help="write the table into README.md")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = odediff.load(args.model, device=device)
     features = Features(args.data / "mnist_cnn128.safetensors", device)
     with np.load(args.data / "mnist.npz") as data:
         train, test = (torch.from_numpy(data[key])[:, None].float() / 255 for key in ("x_train", "x_test"))
-    real = features(test)
-    noisy = (test + 0.1 * torch.randn(test.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
-    rows: list[dict[str, Any]] = []
-
-    def report(name: str, images: Tensor) -> None:
-        f = features(images)
-        row = {
-            "images": name,
-            "n": len(images),
-            "FD": frechet(f, real),
-            "precision": coverage(real, f),
-            "recall": coverage(f, real),
-            "nearest": nearest(images.to(device)[:2000], train.to(device)),
-        }
-        rows.append(row)
-        print(" | ".join(f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()), flush=True)
-
-    print("images | n | FD(mnist_cnn128) to test | precision | recall | RMS to nearest training image")
-    report("training images", train[: args.n])
-    report("test images + noise 0.1", noisy[: args.n])
-    report("test images, blurred 3x3", F.avg_pool2d(test[: args.n], 3, 1, 1))
-    for solver, nfe in SETTINGS[: args.only]:
-        report(f"{solver} {nfe}", draw(model, solver, nfe, args.n, args.batch))
-    print(environment())
-    print(write("frechet", {"model": args.model, "batch": args.batch, "rows": rows}, args.out))
+    real, rows = features(test), []
+    for setting in args.settings:
+        if setting == REAL:
+            noise = 0.1 * torch.randn(test.shape, generator=torch.Generator().manual_seed(0))
+            sets = {
+                "training images": train[: args.n],
+                "test images + noise 0.1": (test + noise).clamp(0, 1)[: args.n],
+                "test images, blurred 3x3": F.avg_pool2d(test[: args.n], 3, 1, 1),
+            }
+        else:
+            solver, nfe = setting.split(":")
+            sets = {f"{solver}, nfe {nfe}": draw(model, solver, int(nfe), args.n, args.batch)}
+        rows = add([measure(name, x, real, train, features) for name, x in sets.items()], model, args.batch, args.out)
+        print(table(rows, args.batch), flush=True)
+    if args.readme:
+        write_block("frechet", table(rows, args.batch))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from odediff import schedule as schedule
     from odediff.adaptive import BudgetExceeded as BudgetExceeded
+    from odediff.adaptive import solve as solve
     from odediff.images import save_images as save_images
     from odediff.methods import METHODS as METHODS
     from odediff.methods import cite as cite
@@ -41,6 +42,7 @@ _HOME = {
     "sample": "sampling",
     "save_images": "images",
     "schedule": "schedule",
+    "solve": "adaptive",
 }
 
 __all__ = [
@@ -56,6 +58,7 @@ __all__ = [
     "sample",
     "save_images",
     "schedule",
+    "solve",
 ]
 
 

@@ -181,6 +181,23 @@ def test_train_then_resume_then_sample(images, tmp_path, capsys):
     assert drawn["evaluations"] == "5"
 
 
+def test_train_repeats_a_recipe(images, tmp_path, capsys):
+    recipe = tmp_path / "recipe.json"
+    options = TrainConfig(data=str(images), out="elsewhere", size="xs", steps=2, batch_size=4, lr=0.01, prediction="v")
+    recipe.write_text(json.dumps(options.to_dict()))
+    out = tmp_path / "run"
+    run(capsys, f"train --recipe {recipe} --out {out} --steps 1 --device cpu")
+    config = json.loads((out / "config.json").read_text())
+    assert config == {**options.to_dict(), "out": str(out), "steps": 1}
+    assert odediff.load(out / "model").prediction == "v"
+    recipe.write_text("[1]")
+    assert main(["train", "--recipe", str(recipe), "--out", str(tmp_path / "other")]) == 2
+    assert "holds no options of a run" in capsys.readouterr().err
+    recipe.write_text("{")
+    assert main(["train", "--recipe", str(recipe), "--out", str(tmp_path / "other")]) == 2
+    assert "is not JSON" in capsys.readouterr().err
+
+
 def test_train_tells_the_defaults_and_choices_of_the_library():
     options = {option.field: option for option in train_command.OPTIONS + train_command.FLAGS}
     config = TrainConfig(data="", out="")
@@ -233,6 +250,8 @@ def test_without_a_command_the_help_is_shown(capsys):
         ("info nowhere", "no model 'nowhere'"),
         ("train --out run", "--data is missing"),
         ("train --out run --resume", "nothing to resume in run"),
+        ("train --out run --resume --recipe r.json", "leave --recipe away"),
+        ("train --out run --recipe missing.json", "missing.json"),
         ("train --out run --data nowhere.npz", "nowhere.npz"),
         ("train --out run --data x --batch-size 0", "batch_size = 0"),
         ("train --data x", "--out"),

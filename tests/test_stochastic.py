@@ -16,7 +16,7 @@ ABAR = np.cumprod(1 - BETAS)
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 def test_ddpm_with_all_steps_is_algorithm_2(variance: str) -> None:
-    """mu = (x - beta / sqrt(1 - abar) eps) / sqrt(alpha), sigma^2 = beta or the posterior's (Ho et al. 2020, eq. 11)."""
+    """mu = (x - beta / sqrt(1 - abar) eps) / sqrt(alpha), sigma^2 = beta or its posterior (Ho et al. 2020, eq. 11)."""
     p = plan("ddpm", LINEAR, 1000, variance=variance)
     assert (p.t == np.arange(999, -1, -1)).all()
     for i in (0, 1, 500, 998, 999):

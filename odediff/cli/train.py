@@ -59,6 +59,7 @@ examples:
   odediff train --data photos/ --out runs/photos --size m --flip
   odediff train --out runs/mnist --resume                go on after an interruption
   odediff train --out runs/mnist --resume --steps 20000  ... and for longer
+  odediff train --recipe docs/mnist/recipe.json --data mnist.npz --out runs/mnist
   odediff sample runs/mnist/model"""
 
 
@@ -70,6 +71,9 @@ def add(commands: Commands) -> None:
         "--data", metavar="PATH", help="an .npz or IDX (.gz) file, or a folder of images; needed but to resume"
     )
     parser.add_argument("--out", metavar="FOLDER", required=True, help="where everything is written")
+    parser.add_argument(
+        "--recipe", metavar="FILE", help="take options from the config.json of a run; the ones given here win"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out, with its options")
     parser.add_argument("--device", metavar="NAME", help="such as cpu or cuda (default: a GPU if there is one)")
     parser.add_argument("--schedule", choices=SCHEDULES, help="noise schedule (default: linear)")
@@ -90,7 +94,9 @@ def _flag(option: Option) -> str:
 
 def run(args: argparse.Namespace) -> None:
     chosen = given(args, "data", *(option.field for option in OPTIONS + FLAGS))
-    saved = _saved(Path(args.out)) if args.resume else {}
+    if args.resume and args.recipe:
+        raise ValueError("--resume goes on with the options in --out: leave --recipe away")
+    saved = _saved(Path(args.out)) if args.resume else _recipe(Path(args.recipe)) if args.recipe else {}
     if "data" not in {**saved, **chosen}:
         raise ValueError("--data is missing: name an .npz file, an IDX file or a folder of images")
     from .. import schedule as schedules
@@ -119,8 +125,18 @@ def _saved(out: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"nothing to resume in {out}: it holds no config.json; leave --resume away to begin a run"
         )
-    saved: dict[str, Any] = json.loads(path.read_text())
-    return saved
+    return _recipe(path)
+
+
+def _recipe(path: Path) -> dict[str, Any]:
+    """The options in a config.json."""
+    try:
+        options = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(options, dict):
+        raise ValueError(f"{path} holds no options of a run: it must be a config.json that `odediff train` wrote")
+    return options
 
 
 def preview_path(folder: Path, step: int) -> Path:
