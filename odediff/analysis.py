@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from .plans import Plan, space_pair
+from .plans import Plan
 from .schedule import Array
+from .spaces import space_pair
 
 
 def gaussian_moments(plan: Plan, mean: float, variance: float) -> tuple[Array, Array]:

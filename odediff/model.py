@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .plans import SPACES
 from .schedule import Schedule, from_identity
+from .spaces import SPACES
 
 BUNDLED = Path(__file__).parent / "models"
 _KEYS = {"format", "prediction", "schedule", "shape", "range", "clip", "integer_times", "network", "info"}

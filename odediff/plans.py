@@ -18,22 +18,10 @@ from typing import Any
 import numpy as np
 
 from .schedule import Array
+from .spaces import space_pair
 
 VERSION = 1
-SPACES = ("x0", "eps", "v", "flow")
 _TOLERANCE = 1e-10
-
-
-def space_pair(space: str, alpha: Array, sigma: Array) -> tuple[Array, Array]:
-    """(u, w) of d = u x0 + w eps: x0 (1, 0), eps (0, 1), v (-sigma, alpha), flow velocity (-1, 1).
-
-    Sources: v, Salimans & Ho 2022, section 4; flow, Lipman et al. 2023, eq. 23. ValueError: an unknown space.
-    """
-    one, zero = np.ones_like(alpha), np.zeros_like(alpha)
-    pairs = {"x0": (one, zero), "eps": (zero, one), "v": (-sigma, alpha), "flow": (-one, one)}
-    if space not in pairs:
-        raise ValueError(f"unknown space {space!r}; choose {', '.join(SPACES)}")
-    return pairs[space]
 
 
 @dataclass(frozen=True, eq=False)

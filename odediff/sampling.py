@@ -13,8 +13,9 @@ from tqdm import tqdm
 from . import adaptive
 from .model import Model
 from .noise import fresh_seed, normal
-from .plans import Plan, space_pair
+from .plans import Plan
 from .running import Clip, clip_limits, evaluating, finish, start
+from .spaces import space_pair
 from .step import advance, clipped, conversion, mix
 
 Callback = Callable[[int, Tensor, Tensor], None]

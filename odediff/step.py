@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .plans import space_pair
 from .schedule import Array
+from .spaces import space_pair
 
 Rows = list[tuple[float, float]]
 

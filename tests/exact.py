@@ -7,8 +7,9 @@ from collections.abc import Callable
 import numpy as np
 
 from odediff import schedule as schedules
-from odediff.plans import Plan, space_pair
+from odediff.plans import Plan
 from odediff.schedule import Array, Schedule
+from odediff.spaces import space_pair
 
 Denoiser = Callable[[Array, float, float], Array]  # (x, alpha, sigma) -> E[x0 | x]
 

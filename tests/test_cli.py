@@ -21,8 +21,9 @@ from odediff.cli import train as train_command
 from odediff.cli.plan import SCHEDULES
 from odediff.images import image_grid
 from odediff.nn import SIZES, UNet, unet_config
+from odediff.spaces import SPACES
 from odediff.training import TrainConfig
-from odediff.training.config import AMP, LR_DECAYS, PREDICTIONS, WEIGHTINGS
+from odediff.training.config import AMP, LR_DECAYS, WEIGHTINGS
 
 COMMANDS = ("sample", "plan", "info", "train")
 
@@ -208,7 +209,7 @@ def test_train_tells_the_defaults_and_choices_of_the_library():
     assert choices == {
         "size": set(SIZES),
         "lr_decay": set(LR_DECAYS),
-        "prediction": set(PREDICTIONS),
+        "prediction": set(SPACES),
         "weighting": set(WEIGHTINGS),
         "amp": set(AMP),
     }

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from odediff import schedule as schedules
 from odediff.methods import METHODS, plan
-from odediff.plans import SPACES, Plan, space_pair
+from odediff.plans import Plan
+from odediff.spaces import SPACES, space_pair
 from odediff.trace import Point, lower, probe
 
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 import odediff
+from odediff.spaces import space_pair
 from odediff.training import TrainConfig, train
-from odediff.training.losses import target_coefficients
 
 TINY: dict[str, Any] = {
     "block_out_channels": [8],
@@ -105,7 +105,7 @@ def test_learns_gaussian_pixels_to_the_least_possible_loss(data: Path, tmp_path:
     model = _train(config)
     t = np.arange(10.0)
     alpha, sigma = model.schedule.alpha(t), model.schedule.sigma(t)
-    u, w = target_coefficients(prediction, alpha, sigma)
+    u, w = space_pair(prediction, alpha, sigma)
     least = (u * sigma - w * alpha) ** 2 * STD**2 / (alpha**2 * STD**2 + sigma**2)
     generator = torch.Generator().manual_seed(1)
     got = []

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from odediff import schedule as schedules
+from odediff.spaces import SPACES, space_pair
 from odediff.training import DenoisingLoss
 from odediff.training.ema import EMA
-from odediff.training.losses import PREDICTIONS, WEIGHTINGS, target_coefficients
+from odediff.training.losses import WEIGHTINGS
 
 TABLE = schedules.linear(20, 0.02, 0.4)
 
@@ -23,7 +24,7 @@ class Recorder:
         return torch.zeros_like(x)
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("prediction", SPACES)
 @pytest.mark.parametrize("schedule", [TABLE, schedules.flow(), schedules.edm(0.01, 5.0)], ids=["table", "flow", "edm"])
 def test_loss_of_answering_zero_is_the_mean_square_of_the_target(prediction: str, schedule: Any) -> None:
     torch.manual_seed(0)
@@ -59,7 +60,7 @@ def _optimal(prediction: str, mean: float, std: float) -> Any:
     def net(x: Tensor, t: Tensor) -> Tensor:
         time = t.double().numpy()
         alpha, sigma = TABLE.alpha(time), TABLE.sigma(time)
-        u, w = target_coefficients(prediction, alpha, sigma)
+        u, w = space_pair(prediction, alpha, sigma)
         a, s, on_x0, on_eps = (torch.tensor(c)[:, None, None, None] for c in (alpha, sigma, u, w))
         residual = (x.double() - a * mean) / (a**2 * std**2 + s**2)
         return on_x0 * (mean + a * std**2 * residual) + on_eps * s * residual
@@ -71,12 +72,12 @@ def least_loss(prediction: str, std: float) -> np.ndarray[Any, Any]:
     """The loss of the optimal predictor at each time: var(d | x) for Gaussian pixels."""
     t = np.arange(20.0)
     alpha, sigma = TABLE.alpha(t), TABLE.sigma(t)
-    u, w = target_coefficients(prediction, alpha, sigma)
+    u, w = space_pair(prediction, alpha, sigma)
     # Given x, the errors in x0 and eps are tied by alpha x0 + sigma eps = x.
     return (u * sigma - w * alpha) ** 2 * std**2 / (alpha**2 * std**2 + sigma**2)
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("prediction", SPACES)
 @pytest.mark.parametrize("weighting", ["simple", "min_snr_5", "variational", "array"])
 def test_optimal_predictor_has_the_least_loss(prediction: str, weighting: str) -> None:
     torch.manual_seed(0)
@@ -101,7 +102,7 @@ def test_named_weights_mean_the_same_in_every_space(weighting: str) -> None:
     t = np.arange(20.0)
     weighted = [
         DenoisingLoss(TABLE, prediction=p, weighting=weighting).coefficients(t)[:, 4] * least_loss(p, 0.3)
-        for p in PREDICTIONS
+        for p in SPACES
     ]
     for other in weighted[1:]:
         np.testing.assert_allclose(other, weighted[0], rtol=1e-10)
@@ -138,7 +139,7 @@ def test_gamma_weighs_each_time_by_itself() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"prediction": "score"}, "prediction = .score.; choose one of eps, x0, v, flow"),
+        ({"prediction": "score"}, "unknown space .score.; choose x0, eps, v, flow"),
         ({"weighting": "snr"}, f"weighting = 'snr'; choose one of {', '.join(WEIGHTINGS)}"),
         ({"weighting": np.ones(19)}, r"shape \(19,\); the schedule has T = 20"),
         ({"weighting": np.full(20, np.nan)}, "gamma = nan at t = 0"),

@@ -1,6 +1,6 @@
 """The walls of the design, read from the imports: who may know of whom.
 
-1. The numpy side (schedule, grids, plans, trace, methods) never imports torch.
+1. The numpy side (schedule, spaces, grids, plans, trace, methods, analysis) never imports torch.
 2. Executors know no methods: only the function `sample` turns a name into a plan.
 3. Training knows no sampling.
 4. No import cycles, and no public function shares its module's name.
@@ -18,8 +18,8 @@ import pytest
 import odediff
 
 PACKAGE = Path(odediff.__file__).parent
-NUMPY_SIDE = ("schedule", "grids", "plans", "trace", "methods")
-EXECUTORS = ("step", "noise", "graph", "onnx", "kernels")
+NUMPY_SIDE = ("schedule", "spaces", "grids", "plans", "trace", "methods", "analysis")
+EXECUTORS = ("step", "noise", "running", "graph", "onnx", "kernels")
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..grids import times
-from ..plans import SPACES, Plan
+from ..plans import Plan
 from ..schedule import Array, Schedule
+from ..spaces import SPACES
 from ..trace import Point, lower, probe
 from . import multistep, stochastic
 from . import tableaus as rk

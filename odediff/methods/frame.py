@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..plans import space_pair
 from ..schedule import Array, Schedule
+from ..spaces import space_pair
 from ..trace import Point
 
 VARIABLES = ("lam", "rho", "tau", "phi", "t")

@@ -9,7 +9,8 @@ from typing import Any
 
 from .. import schedule as schedules
 from ..nn import SIZES
-from .losses import PREDICTIONS, WEIGHTINGS
+from ..spaces import SPACES
+from .losses import WEIGHTINGS
 
 AMP = ("off", "bf16", "fp16")
 LR_DECAYS = ("constant", "cosine")
@@ -67,7 +68,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, choices in (
             ("size", tuple(SIZES)),
-            ("prediction", PREDICTIONS),
+            ("prediction", SPACES),
             ("lr_decay", LR_DECAYS),
             ("amp", AMP),
         ):

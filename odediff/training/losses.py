@@ -10,27 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from ..schedule import Schedule
+from ..schedule import Array, Schedule
+from ..spaces import space_pair
 
-Array = NDArray[np.float64]
 Network = Callable[[Tensor, Tensor], Tensor]
-
-PREDICTIONS = ("eps", "x0", "v", "flow")
-
-
-def target_coefficients(prediction: str, alpha: Array, sigma: Array) -> tuple[Array, Array]:
-    """`(u, w)` of the target `d = u x0 + w eps`: x0 (1, 0), eps (0, 1), v (-sigma, alpha), flow (-1, 1).
-
-    v is Salimans and Ho 2022, appendix D; the flow velocity Lipman et al. 2023, eq. 23 (noise at t = 1 here).
-    """
-    one, zero = np.ones_like(alpha), np.zeros_like(alpha)
-    table = {"eps": (zero, one), "x0": (one, zero), "v": (-sigma, alpha), "flow": (-one, one)}
-    if prediction not in table:
-        raise ValueError(f"prediction = {prediction!r}; choose one of {', '.join(PREDICTIONS)}")
-    return table[prediction]
 
 
 def _x0_error(alpha: Array, sigma: Array, u: Array, w: Array) -> Array:
@@ -107,7 +92,7 @@ class DenoisingLoss:
     def coefficients(self, t: Array) -> Array:
         """`alpha, sigma, u, w, gamma` at times `t`: (len(t), 5)."""
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
-        u, w = target_coefficients(self.prediction, alpha, sigma)
+        u, w = space_pair(self.prediction, alpha, sigma)
         return np.stack([alpha, sigma, u, w, self._gamma(t, u, w)], axis=1)
 
     def _gamma(self, t: Array, u: Array, w: Array) -> Array:
