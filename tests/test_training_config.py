@@ -23,7 +23,7 @@ def test_learning_rate_warms_up_and_follows_the_cosine() -> None:
     ("change", "said"),
     [
         ({"size": "xxl"}, "size = 'xxl'; choose one of xs, s, m, l, xl"),
-        ({"prediction": "score"}, "prediction = 'score'; choose one of eps, x0, v, flow"),
+        ({"prediction": "score"}, "prediction = 'score'; choose one of x0, eps, v, flow"),
         ({"lr_decay": "step"}, "lr_decay = 'step'; choose one of constant, cosine"),
         ({"amp": "fp8"}, "amp = 'fp8'; choose one of off, bf16, fp16"),
         ({"weighting": "snr"}, "weighting = 'snr'"),
