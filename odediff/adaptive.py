@@ -143,7 +143,7 @@ def _fixed_times(schedule: Schedule, solver: str, nfe: int, grid: str | ArrayLik
         raise ValueError(
             f"{solver} takes {stages} evaluations a step and one at the end: nfe={nfe} does not fit; nearest: {near}"
         )
-    return times(schedule, "quadratic" if grid is None else grid, [stages] * steps + [1])
+    return times(schedule, (schedule.grid or "quadratic") if grid is None else grid, [stages] * steps + [1])
 
 
 class _OutOfBudget(Exception):

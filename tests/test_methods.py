@@ -321,6 +321,12 @@ def test_every_method_is_cited_and_described(name: str) -> None:
     assert method.where and 1 <= method.order <= 4 and method.frames
 
 
+def test_edm_gets_karras_grid_by_default() -> None:
+    assert plan("heun", SCHEDULES["edm"], 9).args["grid"] == "karras"
+    assert plan("heun", LINEAR, 9).args["grid"] == METHODS["heun"].grid == "quadratic"
+    assert plan("heun", SCHEDULES["edm"], 9, "uniform").args["grid"] == "uniform"
+
+
 def test_a_plan_remembers_where_it_came_from() -> None:
     p = plan("ddim", LINEAR, 5, "uniform", eta=0.3)
     assert (p.method, p.args["eta"], p.args["grid"], p.schedule) == ("ddim", 0.3, "uniform", LINEAR.fingerprint)

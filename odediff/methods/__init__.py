@@ -53,19 +53,15 @@ _ANY = tuple((space, variable) for space in FRAMES for variable in VARIABLES)
 _NATURAL = {"eps": "rho", "x0": "lam", "flow": "tau", "v": "phi"}
 
 
-def _first(*chosen: tuple[str, str], of: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-    return (*chosen, *(pair for pair in of if pair not in chosen))
-
-
 def _runge_kutta(tableau: rk.Tableau, order: int, source: str, where: str, grid: str) -> Method:
     run = partial(rk.runge_kutta, tableau=tableau)
-    frames = tuple((space, _NATURAL[space]) for space in ("eps", "flow", "x0"))
+    frames = tuple((space, _NATURAL[space]) for space in ("flow", "eps", "x0"))
     return Method(run, order, source, where, frames, grid, stages=len(tableau.b), min_nfe=len(tableau.b) + 1)
 
 
 def _adams(order: int, space: str, variable: str, grid: str) -> Method:
     run = partial(multistep.adams_bashforth, order=order)
-    frames = _first((space, variable), ("flow", "t"), of=_ANY)
+    frames = ((space, variable), *(pair for pair in _ANY if pair != (space, variable)))
     return Method(run, order, "zhang2023", "eq. 14; Hairer et al. 1993, III.5", frames, grid, min_nfe=order + 1)
 
 
@@ -97,9 +93,9 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "rk3": _runge_kutta(rk.RK3, 3, "kutta1901", "Hairer et al. 1993, II.1", "quadratic"),
         "rk4": _runge_kutta(rk.RK4, 4, "kutta1901", "Hairer et al. 1993, Table II.1.2", "quadratic"),
         "rk4_38": _runge_kutta(rk.RK4_38, 4, "kutta1901", "Hairer et al. 1993, Table II.1.2", "quadratic"),
-        "ab2": _adams(2, "eps", "lam", "quadratic"),
-        "ab3": _adams(3, "eps", "lam", "quadratic"),
-        "ab4": _adams(4, "eps", "lam", "quadratic"),
+        "ab2": _adams(2, "flow", "tau", "quadratic"),
+        "ab3": _adams(3, "flow", "t", "quadratic"),
+        "ab4": _adams(4, "flow", "t", "quadratic"),
         "ipndm": Method(multistep.ipndm, 2, "zhang2023", "eq. 37-40", (("eps", "rho"),), "quadratic", min_nfe=5),
         "dpmpp_2m": _lam(partial(multistep.dpmpp, order=2), 2, "lu2022b", "Algorithm 2", "quadratic", 3),
         "dpmpp_3m": _lam(partial(multistep.dpmpp, order=3), 2, "lu2022b", "authors' code", "quadratic", 4),
@@ -123,7 +119,8 @@ def plan(
     """Compile a method on a schedule and a grid into a table of exactly `nfe` rows.
 
     name: a key of `METHODS`.  nfe: evaluations of the network, at least the method's `min_nfe`.
-    grid: "uniform", "quadratic", "logsnr", "karras", or the times where steps start; None: the method's default.
+    grid: "uniform", "quadratic", "logsnr", "karras", or the times where steps start; None: the schedule's own ("karras" on
+        EDM's), or else the method's default.
     space, variable: run in another frame than the default one (see `Method.frames`).
     snap: round the grid to integer times first, for networks that know no others.
     args: the method's own options: `eta` (ddim), `variance` (ddpm).
@@ -141,7 +138,7 @@ def plan(
         )
     nfe = int(nfe)
     layout = method.layout(nfe)
-    grid = method.grid if grid is None else grid
+    grid = schedule.grid or method.grid if grid is None else grid
     t = times(schedule, grid, layout, snap=snap)
     points = (*(point(schedule, float(value)) for value in t), Point(schedule.t_end, *_end(schedule)))
     frame = _frame(name, method, space, variable, points[0])
