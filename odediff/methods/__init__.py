@@ -119,8 +119,8 @@ def plan(
     """Compile a method on a schedule and a grid into a table of exactly `nfe` rows.
 
     name: a key of `METHODS`.  nfe: evaluations of the network, at least the method's `min_nfe`.
-    grid: "uniform", "quadratic", "logsnr", "karras", or the times where steps start; None: the schedule's own ("karras" on
-        EDM's), or else the method's default.
+    grid: "uniform", "quadratic", "logsnr", "karras", or the times where steps start; None: the schedule's own ("karras"
+        on EDM's), or else the method's default.
     space, variable: run in another frame than the default one (see `Method.frames`).
     snap: round the grid to integer times first, for networks that know no others.
     args: the method's own options: `eta` (ddim), `variance` (ddpm).
