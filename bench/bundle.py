@@ -45,7 +45,7 @@ def main() -> None:
     recipe |= {"data": Path(recipe["data"]).name, "out": f"runs/{args.name}"}
     records = [json.loads(line) for line in (args.run / "log.jsonl").read_text().splitlines()]
     model = odediff.load(args.run / "model")
-    images = recipe["steps"] * recipe["batch_size"]
+    images = records[-1]["step"] * recipe["batch_size"]
     model.info = {"data": args.name, "recipe": recipe, "images_seen": images, "trained_on": environment()}
     model.save(ROOT / "odediff" / "models" / args.name, dtype=torch.float16)
     docs = ROOT / "docs" / args.name

@@ -25,13 +25,14 @@ import torch
 import torch.nn.functional as F
 from common import RESULTS, environment, write, write_block
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 import odediff
 
 SETTINGS = ["ddim:10", "ddim:20", "ddim:50", "ddim:100", "rk4:20"]
 REAL = "real"
+ORDER = ["training images", "test images + noise 0.1", "test images, blurred 3x3", *SETTINGS]
 
 
 class Features:
@@ -98,14 +99,20 @@ def measure(name: str, images: Tensor, real: Tensor, train: Tensor, features: Fe
     }
 
 
-def add(rows: list[dict[str, Any]], model: odediff.Model, batch: int, folder: Path) -> list[dict[str, Any]]:
-    """Add rows to the results of this model, in place of older ones of the same name; all there are now."""
-    weights = torch.cat([value.flatten() for value in model.net.state_dict().values()]).cpu().numpy()
-    digest, path = hashlib.sha256(weights.tobytes()).hexdigest(), folder / "frechet.json"
+def fingerprint(net: nn.Module) -> str:
+    """SHA-256 of the weights."""
+    return hashlib.sha256(torch.cat([value.flatten() for value in net.state_dict().values()]).cpu().numpy()).hexdigest()
+
+
+def add(rows: list[dict[str, Any]], digest: str, batch: int, folder: Path) -> list[dict[str, Any]]:
+    """Add rows to the results for these weights, in place of older ones of the same name; all there are now, sorted."""
+    path = folder / "frechet.json"
     old = json.loads(path.read_text()) if path.exists() else {}
     kept = old["rows"] if old.get("weights") == digest else []
     names = [row["images"] for row in rows]
-    rows = [row for row in kept if row["images"] not in names] + rows
+    rows = sorted(
+        [row for row in kept if row["images"] not in names] + rows, key=lambda row: ORDER.index(row["images"])
+    )
     write("frechet", {"weights": digest, "batch": batch, "rows": rows}, folder)
     return rows
 
@@ -131,6 +138,9 @@ def main() -> None:
     parser.add_argument("--model", default="mnist")
     parser.add_argument("--n", type=int, default=10_000)
     parser.add_argument("--batch", type=int, default=100)
+    parser.add_argument(
+        "--openvino", action="store_true", help="run the network on OpenVINO, one thread, checked first"
+    )
     parser.add_argument("--settings", nargs="+", default=[REAL, *SETTINGS], help="SOLVER:NFE, or real")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--readme", action="store_true", help="write the table into README.md")
@@ -140,7 +150,11 @@ def main() -> None:
     features = Features(args.data / "mnist_cnn128.safetensors", device)
     with np.load(args.data / "mnist.npz") as data:
         train, test = (torch.from_numpy(data[key])[:, None].float() / 255 for key in ("x_train", "x_test"))
-    real, rows = features(test), []
+    real, rows, digest = features(test), [], fingerprint(model.net)
+    if args.openvino:
+        from engine import openvino_network
+
+        model.net = openvino_network(model.net, model.shape, args.batch)
     for setting in args.settings:
         if setting == REAL:
             noise = 0.1 * torch.randn(test.shape, generator=torch.Generator().manual_seed(0))
@@ -151,8 +165,8 @@ def main() -> None:
             }
         else:
             solver, nfe = setting.split(":")
-            sets = {f"{solver}, nfe {nfe}": draw(model, solver, int(nfe), args.n, args.batch)}
-        rows = add([measure(name, x, real, train, features) for name, x in sets.items()], model, args.batch, args.out)
+            sets = {setting: draw(model, solver, int(nfe), args.n, args.batch)}
+        rows = add([measure(name, x, real, train, features) for name, x in sets.items()], digest, args.batch, args.out)
         print(table(rows, args.batch), flush=True)
     if args.readme:
         write_block("frechet", table(rows, args.batch))

@@ -73,7 +73,7 @@ def test_dtypes_hold_the_same_noise(dtype: torch.dtype) -> None:
 
 
 def test_a_negative_seed_is_refused() -> None:
-    with pytest.raises(ValueError, match="seed = -1 is negative; use a whole number from 0 up"):
+    with pytest.raises(ValueError, match="seed = -1 .*whole number from 0 up"):
         draw(-1, 0, 1)
 
 

@@ -28,6 +28,7 @@ PUBLIC = {
     "sample",
     "save_images",
     "schedule",
+    "solve",
 }
 
 # A user's first lines, with the bundled model.
