@@ -20,14 +20,13 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
-from torchdiffeq import odeint
 from tqdm import tqdm
 
 from .grids import times
 from .model import Model
 from .noise import fresh_seed
 from .running import Clip, clip_limits, evaluating, finish, start
-from .schedule import Schedule
+from .schedule import Array, Schedule
 from .step import clipped, conversion, mix
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
@@ -120,13 +119,9 @@ def solve(
         if budget < 4:
             raise ValueError(f"max_nfe = {max_nfe} is too small: an adaptive method needs at least 4 evaluations")
         t = np.array([model.schedule.t_max, model.schedule.t_min])
-    alpha = float(model.schedule.alpha(model.schedule.t_max))
-    if variable == "rho" and alpha == 0:
-        raise ValueError('alpha = 0 at t_max: x / alpha is singular at zero terminal SNR; use variable="phi"')
-    problem = _Problem(model, variable, clip_limits(model, clip), budget, solver, progress)
-    scale = float(np.hypot(alpha, float(model.schedule.sigma(model.schedule.t_max))))
+    problem = _Problem(model, variable, clip_limits(model, clip), budget, solver, t, progress)
     with evaluating(model), problem.bar:
-        return problem.run(start(model, scale, noise, n, seed), t, rtol, atol)
+        return problem.run(start(model, float(np.hypot(*problem.scales(t[0]))), noise, n, seed), rtol, atol)
 
 
 def _positive(name: str, value: float) -> float:
@@ -135,7 +130,7 @@ def _positive(name: str, value: float) -> float:
     return float(value)
 
 
-def _fixed_times(schedule: Schedule, solver: str, nfe: int, grid: str | ArrayLike | None) -> np.ndarray:
+def _fixed_times(schedule: Schedule, solver: str, nfe: int, grid: str | ArrayLike | None) -> Array:
     stages = FIXED[solver]
     steps, rest = divmod(nfe - 1, stages)
     if steps < 1 or rest:
@@ -154,11 +149,22 @@ class _Problem:
     """The right-hand side for torchdiffeq, over u = -s, which ascends and is precise in float32 where s is small."""
 
     def __init__(
-        self, model: Model, variable: str, clip: tuple[float, float] | None, budget: int, solver: str, progress: bool
+        self,
+        model: Model,
+        variable: str,
+        clip: tuple[float, float] | None,
+        budget: int,
+        solver: str,
+        t: Array,
+        progress: bool,
     ) -> None:
         self.model, self.variable, self.clip, self.budget, self.solver = model, variable, clip, budget, solver
+        self.times, self.first, self.final = t, float(t[0]), float(t[-1])
         self.nfe = self.accepted = self.rejected = 0
-        self.final = model.schedule.t_min
+        if variable == "rho" and self.scales(self.first)[0] == 0:
+            raise ValueError(
+                f'alpha = 0 at t = {self.first:g}: x / alpha is singular at zero terminal SNR; use variable="phi"'
+            )
         if solver in ADAPTIVE:  # torchdiffeq warns when a fixed-step method is given these
             self.callback_accept_step, self.callback_reject_step = self._accept, self._reject
         self.bar = tqdm(total=budget if solver in FIXED else None, disable=not progress, desc=solver, unit="eval")
@@ -172,13 +178,11 @@ class _Problem:
         return rho if self.variable == "rho" else float(np.arctan(rho))
 
     def t(self, u: float) -> float:
-        """The time at u, kept between t_min and t_max against rounding."""
-        schedule = self.model.schedule
-        s = min(max(-u, self.s(self.final)), self.s(schedule.t_max))
-        if self.variable == "t":
-            return s
-        t = float(schedule.t_of_rho(s if self.variable == "rho" else np.tan(s)))
-        return min(max(t, self.final), schedule.t_max)
+        """The time at u, kept within the integrated range against rounding."""
+        s = min(max(-u, self.s(self.final)), self.s(self.first))
+        if self.variable != "t":
+            s = float(self.model.schedule.t_of_rho(s if self.variable == "rho" else np.tan(s)))
+        return min(max(s, self.final), self.first)
 
     def scale(self, t: float) -> float:
         """x over the state that torchdiffeq sees."""
@@ -229,23 +233,27 @@ class _Problem:
     def _reject(self, *_: Tensor) -> None:
         self.rejected += 1
 
-    def run(self, x: Tensor, t: np.ndarray, rtol: float, atol: float) -> Solution:
-        """Integrate along t, then step onto sigma = 0."""
-        y = x / self.scale(t[0])
-        self.best = (float(t[0]), y)
-        u = torch.tensor([-self.s(value) for value in t], dtype=torch.float64, device=x.device)
+    def run(self, x: Tensor, rtol: float, atol: float) -> Solution:
+        """Integrate along the times, then step onto sigma = 0."""
+        from torchdiffeq import odeint  # here, because it loads scipy.integrate: half a second that few need
+
+        y = x / self.scale(self.first)
+        self.best = (self.first, y)
+        kind = torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
+        u = torch.tensor([-self.s(value) for value in self.times], dtype=kind, device=x.device)
         # without step_t torchdiffeq steps past the end, where there is no schedule, and interpolates back
-        options = {"step_t": u[-1:]} if self.solver in ADAPTIVE else None
+        options = {"step_t": u[-1:], "dtype": kind} if self.solver in ADAPTIVE else None
         try:
             y = odeint(self, y, u, rtol=rtol, atol=atol, method=self.solver.split(":")[-1], options=options)[-1]
         except _OutOfBudget:
             self._give_up(f"max_nfe = {self.budget} evaluations did not reach rtol = {rtol:g}, atol = {atol:g}")
         except AssertionError as error:
+            if "underflow in dt" not in str(error):
+                raise
             self._give_up(
                 f"torchdiffeq gave up after {self.nfe} evaluations at rtol = {rtol:g}, atol = {atol:g} ({error})"
             )
-        end = float(t[-1])
-        samples = finish(self.model, self.mixed(y * self.scale(end), end, 1.0, 0.0))
+        samples = finish(self.model, self.mixed(y * self.scale(self.final), self.final, 1.0, 0.0))
         return Solution(samples, self.nfe, self.accepted, self.rejected)
 
     def _give_up(self, reason: str) -> None:
@@ -253,7 +261,7 @@ class _Problem:
         x = y * self.scale(t)
         samples = finish(self.model, self.mixed(x, t, 1.0, 0.0))
         raise BudgetExceeded(
-            f"{self.solver}: {reason}; it stands at t = {t:.3f} of {self.model.schedule.t_max:g} .. {self.final:g}. "
+            f"{self.solver}: {reason}; it stands at t = {t:.3f} of {self.first:g} .. {self.final:g}. "
             "The error carries the best samples; raise max_nfe or loosen the tolerance",
             samples=samples,
             x=x,

@@ -1,10 +1,11 @@
 """Time grids: where along the schedule the network is evaluated.
 
 A grid maps the share of the evaluations spent so far, f in [0, 1), to a time; f = 1 is sigma = 0. A step that takes m
-evaluations spans m / nfe, so one grid has the same density for every method.
+evaluations spans m / nfe, so one grid has the same density for every method. No named grid goes below t_min, where the
+network was not trained: where the last start would, uniform and quadratic end there instead.
 
     uniform    t = t_max + f (t_end - t_max)
-    quadratic  t = t_end + (t_max - t_end) (1 - f)^2          uniform in sqrt(t - t_end); DDIM appendix D.2
+    quadratic  t = t_end + (t_max - t_end) (1 - f)^2          uniform in sqrt(t - t_end); DDIM, appendix D.2
     logsnr     lam linear in f from lam(t_max) to lam(t_min)  DPM-Solver, section 3.4
     karras     rho^(1/7) linear in f, the same ends           Karras et al. 2022, eq. 5
 """
@@ -39,6 +40,8 @@ def times(schedule: Schedule, grid: str | ArrayLike, evaluations: list[int], *, 
                 f"the grid has shape {t.shape}, but steps of {'+'.join(map(str, evaluations))} evaluations "
                 f"start at {len(evaluations)} times (the end, sigma = 0, is added)"
             )
+    if snap and schedule.steps is None:
+        raise ValueError(f'snap=True needs a table of steps; schedule "{schedule.identity["name"]}" is continuous')
     if snap:
         t = np.maximum(np.rint(t), schedule.t_min)
     inside = (t > schedule.t_end) & (t <= schedule.t_max)
@@ -51,17 +54,20 @@ def times(schedule: Schedule, grid: str | ArrayLike, evaluations: list[int], *, 
         k = int(flat[0])
         raise ValueError(
             f"grid times must strictly decrease, but t[{k}] = {t[k]:g} and t[{k + 1}] = {t[k + 1]:g}"
-            + ("; use fewer evaluations or snap=False" if snap else "")
+            + ('; rounded to whole times they merge: use fewer evaluations, or grid="uniform"' if snap else "")
         )
     return t
 
 
 def _named(schedule: Schedule, grid: str, spent: Array) -> Array:
     start, end = schedule.t_max, schedule.t_end
-    if grid == "uniform":
-        return start + spent * (end - start)
-    if grid == "quadratic":
-        return end + (start - end) * (1.0 - spent) ** 2
+    if grid in ("uniform", "quadratic"):
+        power = 1 if grid == "uniform" else 2
+        lowest = ((schedule.t_min - end) / (start - end)) ** (1 / power)
+        if 1.0 - spent[-1] < lowest:
+            spent = spent / spent[-1] * (1.0 - lowest)
+        t = start + spent * (end - start) if power == 1 else end + (start - end) * (1.0 - spent) ** 2
+        return np.maximum(t, schedule.t_min)
     t = np.full(len(spent), start)
     first = 0 if schedule.t_finite == start else 1  # alpha(t_max) = 0: lam is infinite there, the ramp starts one later
     if len(spent) - first < 2:

@@ -18,16 +18,26 @@ from .schedule import Schedule, from_identity
 from .spaces import SPACES
 
 BUNDLED = Path(__file__).parent / "models"
-_KEYS = {"format", "prediction", "schedule", "shape", "range", "clip", "integer_times", "network", "info"}
+_KINDS: dict[str, tuple[type, ...]] = {
+    "prediction": (str,),
+    "schedule": (dict,),
+    "shape": (list,),
+    "range": (list, type(None)),
+    "clip": (bool,),
+    "integer_times": (bool,),
+    "network": (dict, type(None)),
+    "info": (dict,),
+}
 _FORMAT = "odediff-model-1"
+_KEYS = {"format", *_KINDS}
 
 
 class Model:
     """A network `f(x, t)` with its schedule and parameterisation.
 
-    net: an `nn.Module` or callable, x (N, C, H, W) in the network's dtype and t (N,) -> the prediction, of x's
-    shape, or an
-        object that holds it as `.sample`. A module is put in evaluation mode when it samples, and left as it was.
+    net: an `nn.Module` or callable, x (N, C, H, W) in the network's dtype and t (N,) -> the prediction, of that shape,
+        or an object that holds it as `.sample`. It must not write into x. A module is put in evaluation mode when it
+        samples, and left as it was.
     schedule: an `odediff.schedule.Schedule`.  prediction: what the output is, d = u x0 + w eps: "eps" (Ho et al.
     2020), "x0",
         "v" (Salimans & Ho 2022) or "flow" (eps - x0, Lipman et al. 2023).
@@ -73,11 +83,13 @@ class Model:
         self.clip, self.integer_times, self.info = clip, integer_times, dict(info or {})
 
     def _tensor(self) -> Tensor | None:
-        return next(self.net.parameters(), None) if isinstance(self.net, nn.Module) else None
+        if not isinstance(self.net, nn.Module):
+            return None
+        return next((t for t in (*self.net.parameters(), *self.net.buffers()) if t.is_floating_point()), None)
 
     @property
     def device(self) -> torch.device:
-        """Where the network lives; the CPU for a plain callable."""
+        """Where the network lives; the CPU for a plain callable, which follows explicit noise elsewhere."""
         tensor = self._tensor()
         return torch.device("cpu") if tensor is None else tensor.device
 
@@ -117,8 +129,9 @@ class Model:
         """
         if not isinstance(self.net, nn.Module):
             raise ValueError("only a model around an nn.Module can be saved; this one holds a plain callable")
-        config = getattr(self.net, "config", None)
-        network = {"class": "UNet", "config": dict(config)} if type(self.net).__name__ == "UNet" and config else None
+        from .nn import UNet
+
+        network = {"class": "UNet", "config": dict(self.net.config)} if isinstance(self.net, UNet) else None
         text = json.dumps(
             {
                 "format": _FORMAT,
@@ -199,6 +212,9 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not of format {_FORMAT!r}")
     if set(data) != _KEYS:
         raise ValueError(f"{path}: missing keys {sorted(_KEYS - set(data))}, unknown keys {sorted(set(data) - _KEYS)}")
+    for key, kind in _KINDS.items():
+        if not isinstance(data[key], kind):
+            raise ValueError(f"{path}: {key} has the value {data[key]!r}, which is not of the kind that odediff writes")
     return data
 
 

@@ -20,15 +20,19 @@ def fresh_seed() -> int:
 def normal(seed: int, row: int, n: int, shape: tuple[int, ...], *, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Unit normal noise of shape (n, *shape); sample k is drawn by its own CPU generator seeded with (seed, k, row).
 
-    seed: a non-negative int. ValueError: a negative seed.
+    seed: an int in 0 .. 2^64 - 1. ValueError: another.
     """
-    if seed < 0:
-        raise ValueError(f"seed = {seed} is negative; use a whole number from 0 up")
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**64:
+        raise ValueError(f"seed = {seed!r} must be a whole number in 0 .. 2^64 - 1")
+    seed = int(seed)
     out = torch.empty((n, *shape), dtype=torch.float32)
     generator = torch.Generator()
     for k in range(n):
         generator.manual_seed(
-            int(np.random.SeedSequence((seed, k, row)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+            int(
+                np.random.SeedSequence((seed % 2**32, seed >> 32, k, row)).generate_state(1, np.uint64)[0]
+                >> np.uint64(1)
+            )
         )
         out[k].normal_(generator=generator)
     return out.to(device=device, dtype=dtype)

@@ -12,7 +12,9 @@ A space is a pair of scalars per row, d = u x0 + w eps. Every row conserves sign
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -31,7 +33,7 @@ class Plan:
     space: "x0", "eps", "v" or "flow".  t: (S,), what the network is fed.  alpha, sigma: (S+1,), signal and noise of the
     states.  a: (S,).  b: (S, K), b[i, j] weighs d[i-j].  c: (S,), scale of fresh noise.  All float64.
     overdispersed: the rows may add more noise than they conserve (DDPM's fixed-large variance), never less.
-    method, args, schedule: provenance, which no executor reads.
+    method, args, schedule: provenance, which no row depends on; a sampler refuses models of another named schedule.
     ValueError: wrong shapes, non-finite entries, history before the first row, times that leave [t], or a row that does
     not conserve signal or noise; the message names the row and the identity.
     """
@@ -45,14 +47,16 @@ class Plan:
     c: Array
     overdispersed: bool = False
     method: str = ""
-    args: dict[str, Any] = field(default_factory=dict)
-    schedule: dict[str, Any] = field(default_factory=dict)
+    args: Mapping[str, Any] = field(default_factory=dict)
+    schedule: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("t", "alpha", "sigma", "a", "b", "c"):
             value = np.array(getattr(self, name), dtype=np.float64)
             value.setflags(write=False)
             object.__setattr__(self, name, value)
+        for name in ("args", "schedule"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
         self._check_shapes()
         self._check_rows()
 
@@ -120,6 +124,7 @@ class Plan:
         """The plan as JSON text; `from_json` gives it back bit for bit (floats are written by repr)."""
         data = {f.name: getattr(self, f.name) for f in fields(self)}
         data = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in data.items()}
+        data |= {"args": dict(self.args), "schedule": dict(self.schedule)}
         return json.dumps({"version": VERSION, **data}, allow_nan=False)
 
     @classmethod
@@ -147,12 +152,13 @@ class Plan:
     def __str__(self) -> str:
         with np.errstate(divide="ignore"):
             lam = np.log(self.alpha) - np.log(self.sigma)
-        args = "".join(f", {key}={value}" for key, value in self.args.items())
-        name = self.schedule.get("name", "unknown")
+        args = "".join(f", {key} {value}" for key, value in self.args.items())
+        schedule = ", ".join(f"{key} {str(value)[:12]}" for key, value in self.schedule.items() if key != "name")
         head = [
             f"{self.method or 'plan'}: {self.nfe} evaluations, {self.space} space, history {self.depth}"
-            + (", stochastic" if self.stochastic else ""),
-            f"schedule {name}{args}",
+            + (", stochastic" if self.stochastic else "")
+            + args,
+            f"schedule {self.schedule.get('name', 'not named')}" + (f" ({schedule})" if schedule else ""),
             f"noise covered: sigma {self.sigma[0]:.6g} .. {self.sigma[-2]:.6g} -> {self.sigma[-1]:.6g}, "
             f"lam {lam[0]:.4f} .. {lam[-2]:.4f} -> {lam[-1]:.4f}",
         ]
@@ -163,5 +169,5 @@ class Plan:
         lines = ["".join(f"{title:>{4 if k == 0 else 12}}" for k, title in enumerate(titles))]
         for i in range(self.nfe):
             cells = [column[i] for column in columns]
-            lines.append(f"{i:>4}" + f"{cells[0]:>12.3f}" + "".join(f"{cell:>12.6g}" for cell in cells[1:]))
+            lines.append(f"{i:>4}" + f"{cells[0]:>12.6g}" + "".join(f"{cell:>12.6g}" for cell in cells[1:]))
         return "\n".join([*head, *lines])

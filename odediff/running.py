@@ -33,7 +33,8 @@ def start(model: Model, scale: float, noise: Tensor | None, n: int | None, seed:
     if not noise.is_floating_point():
         raise ValueError(f"noise has dtype {noise.dtype}, expected a floating-point tensor")
     double = torch.float64 in (noise.dtype, model.dtype)
-    return noise.to(model.device, torch.float64 if double else torch.float32) * scale
+    device = noise.device if model.dtype is None else model.device  # a plain callable runs where its input is
+    return noise.to(device, torch.float64 if double else torch.float32) * scale
 
 
 def finish(model: Model, x: Tensor) -> Tensor:
@@ -44,7 +45,7 @@ def finish(model: Model, x: Tensor) -> Tensor:
             f"{bad} of {x.numel()} values are not finite: the network returned NaN or inf, or the plan diverged; "
             "try more evaluations or a lower-order solver"
         )
-    return x if model.range is None else x.clamp_(*model.range)
+    return x if model.range is None else x.clamp(*model.range)
 
 
 def clip_limits(model: Model, clip: Clip) -> tuple[float, float] | None:

@@ -35,9 +35,9 @@ class Sampler:
 
     def __init__(self, model: Model, plan: Plan, *, clip: Clip = None) -> None:
         self.model, self.plan = model, plan
-        if plan.schedule != model.schedule.fingerprint:
+        if plan.schedule and plan.schedule != model.schedule.fingerprint:
             raise ValueError(
-                f"the plan is for schedule {plan.schedule}, the model was trained on {model.schedule.fingerprint}; "
+                f"the plan is for schedule {dict(plan.schedule)}, the model for {model.schedule.fingerprint}; "
                 "compile it with odediff.plan(name, model.schedule, ...)"
             )
         fractional = plan.t[plan.t != np.rint(plan.t)]
@@ -80,7 +80,7 @@ class Sampler:
                 z = normal(seed, i + 1, len(x), model.shape, device=x.device, dtype=x.dtype) if c else None
                 old, x = x, advance(x, a, b, history, c, z)
                 if callback is not None:
-                    callback(i, x, self._x0(i, old, out))
+                    callback(i, x.clone(), self._x0(i, old, out))
                 bar.update()
         return finish(model, x)
 

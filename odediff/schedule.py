@@ -13,6 +13,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -178,7 +179,12 @@ class TableSchedule(Schedule):
         return alpha * sigma**2 * slope, -sigma * alpha**2 * slope
 
     def zero_terminal_snr(self) -> TableSchedule:
-        """Shift and scale sqrt(abar) so that the last state holds no signal (Lin et al. 2024, Algorithm 1)."""
+        """Shift and scale sqrt(abar) so that the last state holds no signal (Lin et al. 2024, Algorithm 1).
+
+        ValueError: a table of fewer than three steps.
+        """
+        if self.steps < 3:
+            raise ValueError(f"zero terminal SNR needs a table of at least 3 steps, this one has {self.steps}")
         root = self._scales(self.table)[0]
         root = (root - root[-1]) * root[0] / (root[0] - root[-1])
         with np.errstate(divide="ignore"):
@@ -214,7 +220,7 @@ class FlowSchedule(Schedule):
 
     @property
     def t_finite(self) -> float:
-        return min(self.t_max, 1.0 - self.t_min)
+        return self.t_max if self.t_max < 1 else 1.0 - self.t_min
 
     def _lam(self, t: Array) -> Array:
         with np.errstate(divide="ignore"):
@@ -254,18 +260,21 @@ def _betas(betas: Array, identity: Identity) -> TableSchedule:
 
 def linear(T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> TableSchedule:
     """DDPM's schedule: beta linear from `beta_start` to `beta_end` over T steps (Ho et al. 2020, section 4)."""
+    T, beta_start, beta_end = index(T), float(beta_start), float(beta_end)
     identity = {"name": "linear", "T": T, "beta_start": beta_start, "beta_end": beta_end}
     return _betas(np.linspace(beta_start, beta_end, T), identity)
 
 
 def scaled_linear(T: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> TableSchedule:
     """Latent diffusion's schedule: sqrt(beta) linear (Rombach et al. 2022)."""
+    T, beta_start, beta_end = index(T), float(beta_start), float(beta_end)
     identity = {"name": "scaled_linear", "T": T, "beta_start": beta_start, "beta_end": beta_end}
     return _betas(np.linspace(beta_start**0.5, beta_end**0.5, T) ** 2, identity)
 
 
 def cosine(T: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> TableSchedule:
     """abar = f(t) / f(0), f = cos^2((t/T + s) / (1 + s) pi/2), beta <= max_beta (Nichol & Dhariwal 2021, eq. 17)."""
+    T, s, max_beta = index(T), float(s), float(max_beta)
     f = 2.0 * np.log(np.cos((np.arange(T + 1) / T + s) / (1 + s) * np.pi / 2))
     log_abar = np.cumsum(np.maximum(np.diff(f), np.log1p(-max_beta)))
     return _table(log_abar, {"name": "cosine", "T": T, "s": s, "max_beta": max_beta})
@@ -274,7 +283,8 @@ def cosine(T: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> TableSch
 def sigmoid(
     T: int = 1000, start: float = -3.0, end: float = 3.0, tau: float = 1.0, max_beta: float = 0.999
 ) -> TableSchedule:
-    """abar a falling sigmoid, scaled to run from 1 to 0, beta <= max_beta (Jabri et al. 2023, Algorithm 1)."""
+    """abar a falling sigmoid scaled to 1 .. 0, beta <= max_beta (Jabri et al. 2023; Chen 2023, Algorithm 1)."""
+    T, start, end, tau, max_beta = index(T), float(start), float(end), float(tau), float(max_beta)
     v = 1.0 / (1.0 + np.exp(-np.linspace(start, end, T + 1) / tau))
     abar = (v[-1] - v) / (v[-1] - v[0])
     log_abar = np.cumsum(np.maximum(np.log(np.maximum(abar[1:], 1e-300) / abar[:-1]), np.log1p(-max_beta)))
@@ -285,16 +295,16 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0) -> EDMSchedule:
     """EDM / variance exploding: alpha = 1, sigma = t, from sigma_max down (Karras et al. 2022, Table 1)."""
     if not 0 < sigma_min < sigma_max < np.inf:
         raise ValueError(f"edm needs 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
-    return EDMSchedule(
-        {"name": "edm", "sigma_min": sigma_min, "sigma_max": sigma_max}, float(sigma_max), float(sigma_min), 0.0
-    )
+    sigma_min, sigma_max = float(sigma_min), float(sigma_max)
+    return EDMSchedule({"name": "edm", "sigma_min": sigma_min, "sigma_max": sigma_max}, sigma_max, sigma_min, 0.0)
 
 
 def flow(t_min: float = 1e-3, t_max: float = 1.0) -> FlowSchedule:
     """Flow matching: alpha = 1 - t, sigma = t, from t_max down (Lipman et al. 2023, eq. 22 with sigma_min = 0)."""
     if not 0 < t_min < t_max <= 1:
         raise ValueError(f"flow needs 0 < t_min < t_max <= 1, got {t_min} and {t_max}")
-    return FlowSchedule({"name": "flow", "t_min": t_min, "t_max": t_max}, float(t_max), float(t_min), 0.0)
+    t_min, t_max = float(t_min), float(t_max)
+    return FlowSchedule({"name": "flow", "t_min": t_min, "t_max": t_max}, t_max, t_min, 0.0)
 
 
 def from_alphas_cumprod(values: ArrayLike) -> TableSchedule:

@@ -22,15 +22,17 @@ MIXTURE = mixture(np.array([[1.0, 0.5], [-0.8, 0.3], [0.1, -1.0]]), 0.3)
 
 
 class Network:
-    """An exact denoiser that returns any prediction, counts, and remembers its states."""
+    """An exact denoiser that returns any prediction, counts, and remembers what it was given."""
 
     def __init__(self, schedule: Schedule = LINEAR, denoise: Denoiser = GAUSSIAN, prediction: str = "v") -> None:
         self.schedule, self.denoise, self.prediction, self.calls = schedule, denoise, prediction, 0
         self.states: list[Tensor] = []
+        self.times: list[float] = []
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         self.calls += 1
         self.states.append(x.clone())
+        self.times.append(float(t[0]))
         alpha, sigma = scales(self.schedule, float(t[0]))
         state = x.double().numpy()
         x0 = self.denoise(state, alpha, sigma)
@@ -58,11 +60,9 @@ def start(schedule: Schedule, noise: Tensor) -> Array:
 
 CLOSED_FORM = [
     ("linear", "rho"),
-    ("linear", "phi"),
     ("edm", "t"),
     ("edm", "phi"),
     ("flow", "t"),
-    ("flow", "phi"),
     ("zero_snr", "phi"),
 ]
 
@@ -103,6 +103,17 @@ def test_accepted_and_rejected_steps_account_for_every_evaluation(solver: str) -
     got = solve(model(net), solver, variable="rho", rtol=1e-4, atol=1e-4, noise=unit())
     assert got.accepted > 3 and got.rejected > 0
     assert got.nfe == net.calls == 3 + STAGES[solver] * (got.accepted + got.rejected)
+
+
+@pytest.mark.parametrize(("name", "variable"), CLOSED_FORM)
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-3, 1e-4])
+def test_the_last_step_ends_at_t_min_not_beyond(name: str, variable: str, tolerance: float) -> None:
+    """Beyond it no network was trained: bosh3's last stages, at 1/2, 3/4 and 1, have times that fall to t_min."""
+    net = Network(SCHEDULES[name], MIXTURE)
+    solve(model(net), "bosh3", variable=variable, rtol=tolerance, atol=tolerance, noise=unit())
+    assert net.times[-4] > net.times[-3] > net.times[-2] and net.times[-1] == net.schedule.t_min
+    assert net.times[-2] == pytest.approx(net.schedule.t_min, rel=1e-9, abs=1e-9)
+    assert all(net.schedule.t_min <= t <= net.schedule.t_max for t in net.times)
 
 
 # Butcher tableaus of torchdiffeq's fixed methods: Hairer et al. 1993, II.1 (Heun's third order: Table II.1.1).
@@ -175,14 +186,17 @@ TWINS = {"euler": "euler", "midpoint": "midpoint", "heun2": "heun", "rk4": "rk4_
 
 
 @pytest.mark.parametrize("theirs", TWINS)
-@pytest.mark.parametrize("schedule", [LINEAR, SCHEDULES["scaled_linear"], EDM], ids=["linear", "scaled_linear", "edm"])
-@pytest.mark.parametrize("steps", [5, 30])
-@pytest.mark.parametrize("grid", ["uniform", "quadratic", "logsnr", "karras"])
+@pytest.mark.parametrize("schedule", [LINEAR, EDM], ids=["linear", "edm"])
+@pytest.mark.parametrize(("grid", "steps"), [("quadratic", 5), ("quadratic", 30), ("logsnr", 12), (None, 6)])
 def test_our_plans_in_eps_and_rho_are_torchdiffeqs_methods(
-    theirs: str, schedule: Schedule, steps: int, grid: str
+    theirs: str, schedule: Schedule, steps: int, grid: Any
 ) -> None:
-    """Two independent roads to the same numbers in float64; at 30 steps grids reach below t_min, where lam diverges."""
+    """Two independent roads to the same float64 numbers, also on a grid that ends below t_min, where lam diverges."""
     nfe = steps * FIXED[f"torchdiffeq:{theirs}"] + 1
+    if grid is None:
+        share = np.array([1.0, 0.6, 0.1, 0.01, 0.0012, 0.0005, 0.0002])
+        grid = schedule.t_end + (schedule.t_max - schedule.t_end) * share * (1 if schedule is LINEAR else share)
+        assert np.sum(grid < schedule.t_min) >= 2
     got = solve(
         model(Network(schedule, MIXTURE)), f"torchdiffeq:{theirs}", variable="rho", nfe=nfe, grid=grid, noise=unit()
     )
@@ -210,7 +224,7 @@ def test_a_grid_may_start_anywhere(name: str, grid: list[float]) -> None:
 def test_fixed_methods_meet_a_budget_exactly_or_name_the_nearest(solver: str) -> None:
     stages = FIXED[solver]
     possible = [steps * stages + 1 for steps in range(1, 40)]
-    for nfe in range(1, 35):
+    for nfe in range(1, 22):
         net = Network()
         if nfe in possible:
             assert solve(model(net), solver, nfe=nfe, noise=unit()).nfe == net.calls == nfe
@@ -271,7 +285,7 @@ def test_float32_is_the_default_and_close_to_float64(solver: str) -> None:
     assert solve(model(Network()), solver, n=2, seed=0, **options).x.dtype == torch.float32
 
 
-@pytest.mark.parametrize("variable", VARIABLES)
+@pytest.mark.parametrize("variable", ["rho", "phi"])
 @pytest.mark.parametrize("solver", ADAPTIVE)
 def test_the_budget_is_enough_to_the_last_evaluation(solver: str, variable: str) -> None:
     """What takes N evaluations succeeds with max_nfe = N, to the bit, and fails with N - 1, having used N - 1."""
@@ -331,6 +345,27 @@ def test_a_network_without_a_smooth_piece_ends_at_the_budget(solver: str, max_nf
     with pytest.raises(BudgetExceeded) as caught:
         solve(model(rough), solver, rtol=1e-7, atol=1e-7, noise=unit(), max_nfe=max_nfe)
     assert caught.value.nfe == calls == (1000 if max_nfe is None else max_nfe)
+
+
+def test_a_step_that_underflows_ends_before_the_budget_with_the_best_state() -> None:
+    net = Network(EDM)
+    noisy = lambda x, t: net(x, t) + (0.0 if t[0] > 20 else 1e12 * torch.sign(torch.sin(1e6 * x)))  # noqa: E731
+    with pytest.raises(BudgetExceeded, match="torchdiffeq gave up after .*underflow in dt") as caught:
+        solve(model(noisy, EDM, prediction="v", range=(-1.0, 1.0)), rtol=1e-9, atol=1e-9, noise=unit(), max_nfe=5000)
+    error = caught.value
+    assert error.nfe == net.calls < 5000
+    want = gaussian_flow(start(EDM, unit()), scales(EDM, 80.0), scales(EDM, error.t), 0.2, 0.5)
+    np.testing.assert_allclose(error.x.numpy(), want, rtol=1e-6)
+    assert 19 < error.t < 21 and error.samples.isfinite().all() and float(error.samples.abs().max()) <= 1
+
+
+def test_an_assertion_of_the_network_is_its_own_not_a_budget() -> None:
+    def careful(x: Tensor, t: Tensor) -> Tensor:
+        assert t[0] > 500, "this network was trained above 500 only"
+        return 0.3 * x
+
+    with pytest.raises(AssertionError, match="trained above 500 only"):
+        solve(model(careful), noise=unit())
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-20), (torch.float64, 1e-300)], ids=str)
@@ -393,7 +428,7 @@ def test_rho_is_refused_where_it_is_infinite_and_only_there(name: str) -> None:
     schedule = SCHEDULES[name]
     net = Network(schedule, prediction="x0")
     for solver in ("dopri5", "torchdiffeq:euler"):
-        with pytest.raises(ValueError, match='alpha = 0 at t_max.*singular at zero terminal SNR; use variable="phi"'):
+        with pytest.raises(ValueError, match='alpha = 0 at t.*singular at zero terminal SNR; use variable="phi"'):
             solve(model(net), solver, variable="rho", noise=unit())
     assert net.calls == 0
     grid = [0.9 * schedule.t_max, 0.5 * schedule.t_max, 0.1 * schedule.t_max]

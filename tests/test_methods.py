@@ -58,7 +58,7 @@ def test_ddim_paper_is_euler(kind: str, solver: str) -> None:
 
 
 def test_euler_is_eulers_method_in_x_over_alpha_and_rho() -> None:
-    p = plan("euler", LINEAR, 10)
+    p = plan("euler", LINEAR, 10, space="eps")
     rho = p.sigma / p.alpha
     np.testing.assert_allclose(p.a, p.alpha[1:] / p.alpha[:-1], rtol=1e-13)
     np.testing.assert_allclose(p.b[:, 0], p.alpha[1:] * (rho[1:] - rho[:-1]), rtol=1e-12)
@@ -262,6 +262,49 @@ def test_an_impossible_budget_names_the_nearest(name: str) -> None:
         plan(name, LINEAR, smallest - 1)
 
 
+@pytest.mark.parametrize(
+    ("nfe", "stages", "weights"),
+    [(6, [[]], [1]), (7, [[], [1]], [1 / 2, 1 / 2]), (8, [[], [1 / 2], [-1, 2]], [1 / 6, 4 / 6, 1 / 6])],
+)
+def test_a_leftover_step_is_eulers_heuns_or_kuttas(nfe: int, stages: list[list[float]], weights: list[float]) -> None:
+    """The rows after the one full step of rk4, against the tableau, in (x / alpha, rho) with a nonlinear slope."""
+    p = plan("rk4", LINEAR, nfe, [800.0, 300.0, 60.0], space="eps")
+    slope = lambda y, rho: np.sin(3 * y) + rho * y  # noqa: E731
+    denoise = lambda x, al, si: (x - si * slope(x / al, si / al)) / al  # noqa: E731
+    states = run(p, denoise, np.array(0.7 * p.alpha[0]))
+    y, rho, h, k = states[4] / p.alpha[4], LINEAR.rho(300.0), LINEAR.rho(60.0) - LINEAR.rho(300.0), []
+    for row in stages:
+        k.append(slope(y + h * np.dot(row, k), rho + sum(row) * h))
+    np.testing.assert_allclose(states[-2] / p.alpha[-2], y + h * np.dot(weights, k), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("schedule", [SCHEDULES["cosine"], SCHEDULES["sigmoid"]], ids=["cosine", "sigmoid"])
+def test_default_frames_keep_float32(name: str, schedule: schedules.Schedule) -> None:
+    """Rows of default plans do not blow up where alpha starts at 1e-4; ipndm has no frame but eps."""
+    if name != "ipndm":
+        assert np.abs(plan(name, schedule, 20).b).sum(1).max() < 30
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        schedules.from_betas([0.99] * 10),
+        schedules.from_alphas_cumprod(np.cos((np.arange(1, 1001) / 1000 + 0.008) / 1.008 * np.pi / 2 * 0.9999999) ** 2),
+    ],
+    ids=["betas near 1", "unclipped cosine"],
+)
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"ipndm"}))
+def test_nearly_no_signal_at_the_start(name: str, schedule: schedules.Schedule) -> None:
+    """Every grid compiles to rows that conserve; where steps are not absurd (lam from -37) they also land near x0."""
+    for grid in ("uniform", "quadratic", "logsnr", "karras"):
+        p = plan(name, schedule, 9, grid)
+        got = run(p, gaussian(0.0, 1.0), np.array([1.0, -0.5]))[-1]  # data N(0, 1): x0 of unit noise is itself
+        assert np.isfinite(got).all()
+        if not p.stochastic and grid in ("uniform", "quadratic"):
+            assert np.abs(got).max() < 1.6
+
+
 def test_runge_kutta_spends_leftovers_on_lower_orders() -> None:
     layouts = {nfe: METHODS["rk4"].layout(nfe) for nfe in (5, 6, 7, 8, 9, 20)}
     assert layouts == {
@@ -287,6 +330,8 @@ def test_runge_kutta_spends_leftovers_on_lower_orders() -> None:
         (lambda: plan("rk4", LINEAR, space="noise"), "unknown space 'noise'"),
         (lambda: plan("ipndm", SCHEDULES["flow"]), r"alpha = 0 at t\[0\] = 1"),
         (lambda: plan("rk4", LINEAR, snap=True), "between the grid's times"),
+        (lambda: plan("euler", SCHEDULES["edm"], snap=True), "needs a table of steps"),
+        (lambda: plan("euler", "linear"), "schedule must be an odediff.schedule.Schedule"),  # type: ignore[arg-type]
         (lambda: cite("none"), "unknown solver 'none'"),
     ],
 )
@@ -331,4 +376,4 @@ def test_a_plan_remembers_where_it_came_from() -> None:
     p = plan("ddim", LINEAR, 5, "uniform", eta=0.3)
     assert (p.method, p.args["eta"], p.args["grid"], p.schedule) == ("ddim", 0.3, "uniform", LINEAR.fingerprint)
     assert plan("euler", LINEAR, 2, [999.0, 3.0]).args["grid"] == "explicit"
-    assert isinstance(Plan.from_json(p.to_json()).args, dict)
+    assert dict(Plan.from_json(p.to_json()).args) == dict(p.args)

@@ -126,6 +126,22 @@ def test_time_is_one_number_a_sample_and_never_in_half_precision(
     assert torch.equal(seen[0], torch.full((5,), 997 if integer else 997.3, dtype=kind))
 
 
+def test_a_float32_network_that_embeds_time_itself_takes_a_float64_state() -> None:
+    """Time comes in the network's precision (float32 at least): float64 noise must not break an ordinary network."""
+
+    class Embeds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            out: Tensor = x * self.linear(torch.sin(t[:, None] / torch.tensor([1.0, 10.0, 100.0, 1000.0])))
+            return out
+
+    for state in (torch.float32, torch.float64):
+        assert model(Embeds(), shape=(2,))(torch.ones(3, 2, dtype=state), 997.3).dtype == state
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 def test_the_state_is_cast_to_the_network_and_the_output_back(dtype: torch.dtype) -> None:
     net = Affine().to(dtype)
@@ -136,7 +152,7 @@ def test_the_state_is_cast_to_the_network_and_the_output_back(dtype: torch.dtype
         want = (net.w * x.to(dtype) + net.b + torch.tensor(0.5, dtype=dtype)).float()
     assert wrapped.dtype == net.seen[0][0].dtype == dtype
     assert out.dtype == torch.float32 and torch.equal(out, want)
-    assert net.seen[0][1].dtype == torch.float32  # bfloat16 has no 997
+    assert net.seen[0][1].dtype.itemsize >= 4  # bfloat16 has no 997
 
 
 def test_a_plain_callable_sees_the_state_as_it_is() -> None:
@@ -400,15 +416,15 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "prediction": (_json(lambda d: d.update(prediction="noise")), "unknown prediction 'noise'; choose x0, eps"),
     "schedule": (_json(lambda d: d["schedule"].update(name="quartic")), "unknown schedule 'quartic'; known: linear"),
     "schedule key": (_json(lambda d: d["schedule"].update(beta=1)), "schedule 'linear' does not take"),
-    "schedule kind": (_json(lambda d: d.update(schedule=None)), "None"),
+    "schedule kind": (_json(lambda d: d.update(schedule=None)), "schedule.*None"),
     "shape": (_json(lambda d: d.update(shape=[1, -8, 8])), r"shape must hold positive whole numbers.*\(1, -8, 8\)"),
-    "shape kind": (_json(lambda d: d.update(shape=8)), "int"),
+    "shape kind": (_json(lambda d: d.update(shape=8)), "shape.*8"),
     "range": (_json(lambda d: d.update(range=[1, -1])), "range must be"),
-    "range kind": (_json(lambda d: d.update(range=3)), "int"),
+    "range kind": (_json(lambda d: d.update(range=3)), "range.*3"),
     "network class": (_json(lambda d: d["network"].update({"class": "DiT"})), "network must be .*'DiT'"),
     "network key": (_json(lambda d: d["network"]["config"].update(depth=3)), r"unknown .*keys \['depth'\]"),
     "network value": (_json(lambda d: d["network"]["config"].update(act_fn="sin")), "act_fn = 'sin' is not supported"),
-    "network kind": (_json(lambda d: d.update(network=7)), "network must be .*7"),
+    "network kind": (_json(lambda d: d.update(network=7)), "network.*7"),
     "missing tensor": (_weights(lambda w: w.pop("conv_in.bias")), r"missing \['conv_in.bias'\], unknown none"),
     "extra tensor": (_weights(lambda w: w.update(z=torch.ones(1))), r"missing none, unknown \['z'\]"),
     "wrong shape": (

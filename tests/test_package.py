@@ -109,6 +109,13 @@ def test_sampling_adds_to_torch_only_what_it_needs():
     assert {"odediff.sampling", "odediff.methods"} & set(lines) == {"odediff.sampling"}
 
 
+def test_the_public_names_load_nothing_slow_beyond_torch():
+    """torchdiffeq brings scipy.integrate, which takes longer than all of ours: it waits until a solver needs it."""
+    lines = python("-c", f"import torch; {BEFORE}; from odediff import *; {NEWLY}")
+    assert "odediff.adaptive" in lines
+    assert {name.split(".")[0] for name in lines} & {"torchdiffeq", "scipy", "diffusers", "matplotlib"} == set()
+
+
 def test_star_import_brings_the_public_names():
     lines = python("-c", "from odediff import *; print(sample.__name__, schedule.__name__, sorted(METHODS)[0])")
     assert lines == ["sample odediff.schedule ab2"]

@@ -103,6 +103,16 @@ def test_identity_rebuilds_the_schedule(name: str) -> None:
     assert (again.lam(t) == s.lam(t)).all()
 
 
+def test_numbers_of_any_kind_make_equal_schedules() -> None:
+    import json
+
+    a, b = schedules.edm(sigma_max=np.float32(80)), schedules.edm(sigma_max=80)  # type: ignore[arg-type]
+    assert a == b and hash(a) == hash(b) and json.dumps(a.identity) == json.dumps(b.identity)
+    assert json.dumps(schedules.linear(T=np.int64(10)).identity)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at least 3 steps"):
+        schedules.linear(T=2).zero_terminal_snr()
+
+
 def test_schedules_differ_by_their_numbers() -> None:
     assert schedules.linear() != schedules.linear(beta_end=0.03) != schedules.cosine()
     a, b = schedules.from_betas([0.1, 0.2]), schedules.from_betas([0.1, 0.3])
@@ -132,12 +142,20 @@ def test_errors_name_the_value(make, message: str) -> None:  # type: ignore[no-u
 
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("evaluations", [[1], [1] * 2, [1] * 20, [4, 4, 4, 3, 1]])
-def test_named_grids_run_from_noise_to_the_end(name: str, grid: str, evaluations: list[int]) -> None:
+@pytest.mark.parametrize("evaluations", [[1], [1] * 2, [1] * 20, [4, 4, 4, 3, 1], [1] * 100, [1] * 1500], ids=len)
+def test_named_grids_run_from_noise_and_stay_where_the_network_was_trained(
+    name: str, grid: str, evaluations: list[int]
+) -> None:
     s = SCHEDULES[name]
     t = times(s, grid, evaluations)
     assert t.shape == (len(evaluations),) and t[0] == s.t_max
-    assert (np.diff(t) < 0).all() and t[-1] > s.t_end
+    assert (np.diff(t) < 0).all() and t[-1] >= s.t_min
+
+
+def test_a_short_table_is_not_left_either() -> None:
+    for steps in (2, 10, 50):
+        for grid in GRIDS:
+            assert times(schedules.linear(T=steps), grid, [1] * 60)[-1] >= 0
 
 
 def test_grids_are_their_formulae() -> None:
@@ -159,7 +177,7 @@ def test_grids_are_their_formulae() -> None:
         ([999.0, 5.0, 5.0], [1] * 3, False, r"t\[1\] = 5 and t\[2\] = 5"),
         ([999.0, -1.0], [1] * 2, False, r"-1 is outside \(-1, 999\]"),
         ([float("nan"), 5.0], [1] * 2, False, "nan is outside"),
-        ("quadratic", [1] * 200, True, "snap=False"),
+        ("quadratic", [1] * 200, True, 'grid="uniform"'),
     ],
 )
 def test_bad_grids(grid, evaluations: list[int], snap: bool, message: str) -> None:  # type: ignore[no-untyped-def]

@@ -43,5 +43,5 @@ def test_a_bad_recipe_is_refused_by_name(change: dict[str, Any], said: str) -> N
 def test_recipe_goes_through_json() -> None:
     config = TrainConfig(data="x", out="y", weighting=np.ones(3), network={"block_out_channels": [8]})  # type: ignore[arg-type]
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    with pytest.raises(TypeError, match=r"unknown training options \['batchsize'\]; known: .*'batch_size'"):
+    with pytest.raises(ValueError, match=r"unknown training options \['batchsize'\]; known: .*'batch_size'"):
         TrainConfig.from_dict({"data": "x", "out": "y", "batchsize": 3})

@@ -184,7 +184,7 @@ def test_zero_residuals_make_branches_the_identity_and_the_answer_zero() -> None
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
-        ({"block_out_chanels": [8]}, TypeError, r"\['block_out_chanels'\].*block_out_channels"),
+        ({"block_out_chanels": [8]}, ValueError, r"\['block_out_chanels'\].*block_out_channels"),
         ({"time_embedding_type": "fourier"}, ValueError, "time_embedding_type = 'fourier'.*positional"),
         ({"downsample_type": "resnet"}, ValueError, "downsample_type = 'resnet'.*conv"),
         ({"act_fn": "tanh"}, ValueError, "act_fn = 'tanh'.*silu"),

@@ -43,7 +43,8 @@ def add(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    plan = methods.plan(args.solver, _schedule(args), args.nfe, **given(args, "grid", "eta", "variance"))
+    schedule, snap = _schedule(args)
+    plan = methods.plan(args.solver, schedule, args.nfe, snap=snap, **given(args, "grid", "eta", "variance"))
     if args.json == "-":
         print(plan.to_json())
         return
@@ -54,10 +55,11 @@ def run(args: argparse.Namespace) -> None:
         print(f"written to {args.json}", file=sys.stderr)
 
 
-def _schedule(args: argparse.Namespace) -> schedules.Schedule:
+def _schedule(args: argparse.Namespace) -> tuple[schedules.Schedule, bool]:
+    """The schedule, and whether its network knows whole times only."""
     if args.model is None:
-        made: schedules.Schedule = getattr(schedules, args.schedule)()
-        return made
+        return getattr(schedules, args.schedule)(), False
     from ..model import load
 
-    return load(args.model).schedule
+    model = load(args.model)
+    return model.schedule, model.integer_times

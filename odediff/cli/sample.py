@@ -83,7 +83,8 @@ def run(args: argparse.Namespace) -> None:
     try:
         x = sample(model, solver, n=args.n, seed=args.seed, progress=sys.stderr.isatty(), **options).cpu()
     except BudgetExceeded as error:
-        raise ValueError(str(error)) from None
+        path = save_images(error.samples.cpu(), args.out, range=model.range)
+        raise ValueError(f"{error}; they are in {path.resolve()}") from None
     seconds = time.perf_counter() - began
     path = save_images(x, args.out, range=model.range)
     print_facts(

@@ -62,14 +62,10 @@ def _runge_kutta(tableau: rk.Tableau, order: int, source: str, where: str, grid:
 def _adams(order: int, space: str, variable: str, grid: str) -> Method:
     run = partial(multistep.adams_bashforth, order=order)
     frames = ((space, variable), *(pair for pair in _ANY if pair != (space, variable)))
-    return Method(run, order, "zhang2023", "eq. 14; Hairer et al. 1993, III.5", frames, grid, min_nfe=order + 1)
+    return Method(run, order, "hairer1993", "III.5, variable steps", frames, grid, min_nfe=order + 1)
 
 
-def _lam(run: Callable[..., Array], order: int, source: str, where: str, grid: str, min_nfe: int) -> Method:
-    return Method(run, order, source, where, (("x0", "lam"),), grid, min_nfe=min_nfe)
-
-
-_EULER = tuple((space, _NATURAL[space]) for space in ("eps", "x0", "v", "flow"))
+_EULER = tuple((space, _NATURAL[space]) for space in ("x0", "eps", "v", "flow"))
 _X0 = (("x0", "lam"),)
 
 METHODS: Mapping[str, Method] = MappingProxyType(
@@ -88,7 +84,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             args={"variance": "fixed_small"},
             stochastic=True,
         ),
-        "heun": _runge_kutta(rk.HEUN, 2, "karras2022", "Algorithm 1", "quadratic"),
+        "heun": _runge_kutta(rk.HEUN, 2, "karras2022", "Algorithm 1 in (eps, rho)", "quadratic"),
         "midpoint": _runge_kutta(rk.MIDPOINT, 2, "hairer1993", "II.1, eq. 1.3", "quadratic"),
         "rk3": _runge_kutta(rk.RK3, 3, "kutta1901", "Hairer et al. 1993, II.1", "quadratic"),
         "rk4": _runge_kutta(rk.RK4, 4, "kutta1901", "Hairer et al. 1993, Table II.1.2", "quadratic"),
@@ -96,11 +92,17 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "ab2": _adams(2, "flow", "tau", "quadratic"),
         "ab3": _adams(3, "flow", "t", "quadratic"),
         "ab4": _adams(4, "flow", "t", "quadratic"),
-        "ipndm": Method(multistep.ipndm, 2, "zhang2023", "eq. 37-40", (("eps", "rho"),), "quadratic", min_nfe=5),
-        "dpmpp_2m": _lam(partial(multistep.dpmpp, order=2), 2, "lu2022b", "Algorithm 2", "quadratic", 3),
-        "dpmpp_3m": _lam(partial(multistep.dpmpp, order=3), 2, "lu2022b", "authors' code", "quadratic", 4),
-        "unipc_2": _lam(partial(multistep.unipc, order=2), 3, "zhao2023", "Algorithms 5, 6", "quadratic", 3),
-        "unipc_3": _lam(partial(multistep.unipc, order=3), 4, "zhao2023", "Algorithms 5, 6", "quadratic", 4),
+        "ipndm": Method(multistep.ipndm, 2, "zhang2023", "iPNDM", (("eps", "rho"),), "quadratic", min_nfe=5),
+        "dpmpp_2m": Method(partial(multistep.dpmpp, order=2), 2, "lu2022b", "Algorithm 2", _X0, "quadratic", min_nfe=3),
+        "dpmpp_3m": Method(
+            partial(multistep.dpmpp, order=3), 2, "lu2022b", "authors' code", _X0, "quadratic", min_nfe=4
+        ),
+        "unipc_2": Method(
+            partial(multistep.unipc, order=2), 3, "zhao2023", "B_2(h), data", _X0, "quadratic", min_nfe=3
+        ),
+        "unipc_3": Method(
+            partial(multistep.unipc, order=3), 4, "zhao2023", "B_2(h), data", _X0, "quadratic", min_nfe=4
+        ),
     }
 )
 
@@ -128,6 +130,8 @@ def plan(
     it can; a space that is singular at the start (alpha = 0); a grid that does not fit.
     """
     method = _known(name)
+    if not isinstance(schedule, Schedule):
+        raise ValueError(f"schedule must be an odediff.schedule.Schedule such as schedule.linear(), got {schedule!r}")
     unknown = sorted(set(args) - set(method.args))
     if unknown:
         raise ValueError(f"{name} has no option {unknown[0]!r}; it takes {sorted(method.args) or 'none'}")
@@ -198,6 +202,6 @@ def _frame(name: str, method: Method, space: str | None, variable: str | None, s
     if not regular:
         raise ValueError(
             f'alpha = 0 at t[0] = {start.t:g}: {name} runs in space "eps", which is singular at zero terminal SNR; '
-            'use space="x0" or "flow" where the method has it, dpmpp_2m, or a grid that starts where alpha > 0'
+            "use another space if it has one, a method such as dpmpp_2m, or a grid that starts where alpha > 0"
         )
     return regular[0]

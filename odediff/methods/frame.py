@@ -47,11 +47,20 @@ class Grid:
         with np.errstate(divide="ignore"):
             return float(np.divide(p.alpha if self.space == "x0" else p.sigma, self.scale(p)))
 
-    def at_q(self, q: float) -> Point:
-        """The point with this q."""
-        lam = np.log(q) if self.space == "x0" else -np.log(q)
-        if self.space == "flow":
-            lam += np.log1p(-q)
+    def span(self, start: Point, end: Point) -> float:
+        """q(end) - q(start), without cancellation where tau is close to 1."""
+        if self.space == "flow" and end.alpha < end.sigma:
+            return start.alpha / self.scale(start) - end.alpha / self.scale(end)
+        return self.q(end) - self.q(start)
+
+    def between(self, start: Point, end: Point, c: float) -> Point:
+        """The point at q(start) + c (q(end) - q(start)), 0 < c < 1."""
+        q = (1 - c) * self.q(start) + c * self.q(end)
+        if self.space == "flow":  # 1 - tau by itself, since it may be far below rounding of tau
+            rest = (1 - c) * start.alpha / self.scale(start) + c * end.alpha / self.scale(end)
+            lam = np.log(rest) - np.log(q)
+        else:
+            lam = np.log(q) if self.space == "x0" else -np.log(q)
         return point(self.schedule, float(self.schedule.t_of_lam(lam)))
 
     def coordinate(self, p: Point) -> float:
@@ -66,7 +75,7 @@ class Grid:
         by Gauss-Legendre panels in lam that do not cross a kink of the schedule. They sum to q(end) - q(start),
         which is imposed on the newest weight, so that a row conserves signal and noise to rounding.
         """
-        total = self.q(end) - self.q(start)
+        total = self.span(start, end)
         weights = np.zeros(len(nodes))
         if len(nodes) > 1:
             lam, dlam = self._panels(start, end)

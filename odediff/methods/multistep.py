@@ -45,7 +45,8 @@ def recent(grid: Grid, history: History, order: int) -> History:
 def adams_bashforth(f: Network, x: Array, grid: Grid, *, order: int) -> Array:
     """Exponential Adams-Bashforth on variable steps; the order ramps up from 1.
 
-    In (eps, rho) it is the tAB-DEIS of Zhang & Chen 2023, eq. 14, in (x0, lam) an exactly integrated DPM-Solver++ kM.
+    Hairer et al. 1993, III.5, on dy/dq = d. In (eps, t) it is the tAB-DEIS of Zhang & Chen 2023, eq. 14, in (eps, rho)
+    its rhoAB, in (x0, lam) an exactly integrated DPM-Solver++ kM.
     """
     history: History = []
     for start, end in zip(grid.points, grid.points[1:], strict=False):
@@ -58,7 +59,7 @@ _AB = {1: (1.0,), 2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 / 2
 
 
 def ipndm(f: Network, x: Array, grid: Grid) -> Array:
-    """Constant Adams-Bashforth weights on the last four eps, then DDIM's step (Zhang & Chen 2023, eq. 37-40)."""
+    """Constant Adams-Bashforth weights on the last four eps, then DDIM's step (Zhang & Chen 2023, iPNDM)."""
     history: list[Array] = []
     for start, end in zip(grid.points, grid.points[1:], strict=False):
         history.insert(0, f(x, start))
@@ -99,7 +100,7 @@ def dpmpp(f: Network, x: Array, grid: Grid, *, order: int) -> Array:
 def unipc(f: Network, x: Array, grid: Grid, *, order: int) -> Array:
     """UniPC-p, B_2(h), data prediction: UniP-p predicts, UniC-p corrects with the evaluation made there.
 
-    Zhao et al. 2023, Algorithms 5 and 6 (UniC-p, UniP-p) in the data-prediction form of appendix A.4.
+    Zhao et al. 2023, UniP-p and UniC-p in the form for data prediction.
 
     For p >= 3 (predictor) and p >= 2 (corrector) the published linear system is the exact integration of the
     interpolating polynomial in lam, whatever B(h); for p = 2 and p = 1 the authors put 1/2 for its solution.

@@ -18,7 +18,7 @@ def ddim(f: Network, x: Array, grid: Grid, *, eta: float = 0.0) -> Array:
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta = {eta} is outside [0, 1]: 0 is DDIM, 1 is DDPM")
-    return _ancestral(f, x, grid, eta=eta, large=False)
+    return _ancestral(f, x, grid, eta=float(eta), large=False)
 
 
 def ddpm(f: Network, x: Array, grid: Grid, *, variance: str = "fixed_small") -> Array:

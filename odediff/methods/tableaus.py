@@ -37,17 +37,16 @@ def layout(stages: int, nfe: int) -> list[int]:
 
 
 def runge_kutta(f: Network, x: Array, grid: Grid, *, tableau: Tableau) -> Array:
-    """Steps of `tableau`; one with fewer evaluations is Euler's, of the family's second order, or Kutta's third."""
-    second = MIDPOINT if tableau is MIDPOINT else HEUN
-    by_stages = {1: EULER, 2: second, 3: RK3, len(tableau.b): tableau}
+    """Steps of `tableau`; a step with fewer evaluations is Euler's, Heun's or Kutta's third-order one."""
+    by_stages = {1: EULER, 2: HEUN, 3: RK3, len(tableau.b): tableau}
     steps = list(zip(grid.points, grid.points[1:], grid.evaluations, strict=False))
     for start, end, stages in steps[:-1]:
         step = by_stages[stages]
-        y, q, h = x / grid.scale(start), grid.q(start), grid.q(end) - grid.q(start)
+        y, h = x / grid.scale(start), grid.span(start, end)
         k: list[Array] = []
         for row in step.a:
             c = sum(row)
-            place = start if c == 0 else end if c == 1 else grid.at_q(q + c * h)
+            place = start if c == 0 else end if c == 1 else grid.between(start, end, c)
             state = y + h * np.tensordot(row, k, 1) if row else y
             k.append(f(grid.scale(place) * state, place))
         x = grid.scale(end) * (y + h * np.tensordot(step.b, k, 1))

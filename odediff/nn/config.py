@@ -98,11 +98,11 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 def checked_config(given: dict[str, Any]) -> dict[str, Any]:
     """`DEFAULTS` with `given` laid over it, as plain JSON types.
 
-    Raises `TypeError` for a key that no U-Net has, `ValueError` for a value that is not supported or does not fit the
+    Raises `ValueError` for a key that no U-Net has and for a value that is not supported or does not fit the
     others; the message names the key, the value and what would do.
     """
     if unknown := sorted(set(given) - set(DEFAULTS)):
-        raise TypeError(f"unknown U-Net configuration keys {unknown}; known: {sorted(DEFAULTS)}")
+        raise ValueError(f"unknown U-Net configuration keys {unknown}; known: {sorted(DEFAULTS)}")
     config = DEFAULTS | {key: list(v) if isinstance(v, tuple) else v for key, v in given.items()}
     for key, supported in CHOICES.items():
         if config[key] not in supported:

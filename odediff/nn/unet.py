@@ -70,7 +70,7 @@ class UNet(nn.Module):
     `norm_num_groups` groups in every GroupNorm, `attention_head_dim` channels a head (None: one head). Checkpoints
     load both ways with `load_state_dict(..., strict=True)`.
 
-    Raises `TypeError` for an unknown key and `ValueError` for an unsupported value, before anything is built.
+    Raises `ValueError` for an unknown key or an unsupported value, before anything is built.
     """
 
     def __init__(self, **config: Any) -> None:

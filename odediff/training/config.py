@@ -115,9 +115,11 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TrainConfig":
-        """The inverse of `to_dict`. Raises `TypeError` naming unknown fields."""
+        """The inverse of `to_dict`. Raises `ValueError` naming unknown or missing fields."""
         if unknown := sorted(set(values) - {f.name for f in fields(cls)}):
-            raise TypeError(f"unknown training options {unknown}; known: {[f.name for f in fields(cls)]}")
+            raise ValueError(f"unknown training options {unknown}; known: {[f.name for f in fields(cls)]}")
+        if missing := sorted({"data", "out"} - set(values)):
+            raise ValueError(f"missing training options {missing}")
         return cls(**values)
 
     def check_resumes(self, saved: dict[str, Any], where: Path) -> None:

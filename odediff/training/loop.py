@@ -157,6 +157,7 @@ class _Run:
             self.log.close()
         model = self._model()
         model.save(self.out / "model")
+        self._show()  # after the model is safe: whatever a callback does must not cost it
         return model
 
     def _restore(self) -> float:
@@ -183,11 +184,17 @@ class _Run:
                     f"stopped at step {state.step} of {config.steps}; {self.checkpoint} is written: go on with "
                     "resume=True (--resume)"
                 )
-            if self.preview is not None and (last or _due(state.step, config.preview_every)):
-                with self.watch.paused(), _own_randomness(state.device, config.seed):
-                    folder = self.out / "previews"
-                    folder.mkdir(exist_ok=True)
-                    self.preview(self._model(), state.step, folder)
+            if not last and _due(state.step, config.preview_every):
+                with self.watch.paused():
+                    self._show()
+
+    def _show(self) -> None:
+        """Call the preview, if there is one, with random numbers of its own."""
+        if self.preview is not None:
+            folder = self.out / "previews"
+            folder.mkdir(exist_ok=True)
+            with _own_randomness(self.state.device, self.config.seed):
+                self.preview(self._model(), self.state.step, folder)
 
     def _record(self) -> None:
         config, state = self.config, self.state

@@ -79,6 +79,11 @@ class DenoisingLoss:
         weighting: Any = "simple",
         device: torch.device | str = "cpu",
     ) -> None:
+        if prediction == "eps" and schedule.alpha(schedule.t_max) == 0:
+            raise ValueError(
+                f'schedule "{schedule.identity["name"]}" has alpha = 0 at t = {schedule.t_max:g}, where "eps" '
+                'says nothing of the data: train prediction="v", "flow" or "x0"'
+            )
         self.schedule, self.prediction, self.weighting = schedule, prediction, weighting
         self.device = torch.device(device)
         self._table: Tensor | None = None
