@@ -109,15 +109,17 @@ def solve(
         t = _fixed_times(model.schedule, solver, 20 if nfe is None else nfe, grid)
         budget, rtol, atol = (len(t) - 1) * FIXED[solver] + 1, 0.0, 0.0
     else:
-        if (nfe, grid) != (None, None):
+        if nfe is not None or grid is not None:
             raise ValueError(f"{solver} chooses its own steps: it takes rtol, atol and max_nfe, not nfe or grid")
         rtol, atol = (
             _positive("rtol", 1e-3 if rtol is None else rtol),
             _positive("atol", 1e-3 if atol is None else atol),
         )
         budget = MAX_NFE if max_nfe is None else max_nfe
-        if budget < 4:
-            raise ValueError(f"max_nfe = {max_nfe} is too small: an adaptive method needs at least 4 evaluations")
+        if isinstance(budget, bool) or not isinstance(budget, (int, np.integer)) or budget < 4:
+            raise ValueError(
+                f"max_nfe = {max_nfe} must be a whole number; an adaptive method needs at least 4 evaluations"
+            )
         t = np.array([model.schedule.t_max, model.schedule.t_min])
     problem = _Problem(model, variable, clip_limits(model, clip), budget, solver, t, progress)
     with evaluating(model), problem.bar:
@@ -132,8 +134,9 @@ def _positive(name: str, value: float) -> float:
 
 def _fixed_times(schedule: Schedule, solver: str, nfe: int, grid: str | ArrayLike | None) -> Array:
     stages = FIXED[solver]
-    steps, rest = divmod(nfe - 1, stages)
-    if steps < 1 or rest:
+    whole = isinstance(nfe, (int, np.integer)) and not isinstance(nfe, bool)
+    steps, rest = divmod(int(nfe) - 1, stages)
+    if not whole or steps < 1 or rest:
         near = sorted({max(1, steps) * stages + 1, (max(0, steps) + 1) * stages + 1})
         raise ValueError(
             f"{solver} takes {stages} evaluations a step and one at the end: nfe={nfe} does not fit; nearest: {near}"
@@ -161,7 +164,9 @@ class _Problem:
         self.model, self.variable, self.clip, self.budget, self.solver = model, variable, clip, budget, solver
         self.times, self.first, self.final = t, float(t[0]), float(t[-1])
         self.nfe = self.accepted = self.rejected = 0
-        if variable == "rho" and self.scales(self.first)[0] == 0:
+        scales = self.scales(self.first)
+        conversion(model.prediction, "x0", *(np.array([value]) for value in scales))  # singular: say so before any work
+        if variable == "rho" and scales[0] == 0:
             raise ValueError(
                 f'alpha = 0 at t = {self.first:g}: x / alpha is singular at zero terminal SNR; use variable="phi"'
             )
@@ -220,6 +225,11 @@ class _Problem:
     def __call__(self, u: Tensor, y: Tensor) -> Tensor:
         if self.nfe >= self.budget - 1:
             raise _OutOfBudget
+        if not np.isfinite(float(u)):
+            raise ValueError(
+                f"{self.solver}: the step became {float(u)}: rtol = {self.rtol:g}, atol = {self.atol:g} is below rounding; "
+                "loosen them"
+            )
         t = self.t(float(u))
         return self.mixed(y * self.scale(t), t, *self.weights(t)).neg_()
 
@@ -235,6 +245,7 @@ class _Problem:
 
     def run(self, x: Tensor, rtol: float, atol: float) -> Solution:
         """Integrate along the times, then step onto sigma = 0."""
+        self.rtol, self.atol = rtol, atol
         from torchdiffeq import odeint  # here, because it loads scipy.integrate: half a second that few need
 
         y = x / self.scale(self.first)

@@ -30,6 +30,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }
 _FORMAT = "odediff-model-1"
 _KEYS = {"format", *_KINDS}
+_FILES = ("model.safetensors", "model.json")
 
 
 class Model:
@@ -68,9 +69,15 @@ class Model:
             )
         if prediction not in SPACES:
             raise ValueError(f"unknown prediction {prediction!r}; choose {', '.join(SPACES)}")
-        if not shape or not all(isinstance(size, int) and size > 0 for size in shape):
+        if (
+            not isinstance(shape, (tuple, list))
+            or not shape
+            or not all(isinstance(size, int) and size > 0 for size in shape)
+        ):
             raise ValueError(f"shape must hold positive whole numbers such as (3, 32, 32), got {shape!r}")
-        if range is not None and not (len(range) == 2 and -math.inf < range[0] < range[1] < math.inf):
+        if range is not None and not (
+            isinstance(range, (tuple, list)) and len(range) == 2 and -math.inf < range[0] < range[1] < math.inf
+        ):
             raise ValueError(f"range must be (low, high) with low < high, or None, got {range!r}")
         if clip and range is None:
             raise ValueError("clip=True needs a range to clamp x0 to")
@@ -111,7 +118,8 @@ class Model:
 
         ValueError: the output is no tensor of x's shape (a network with learned variance has twice the channels).
         """
-        kind = torch.int64 if self.integer_times else torch.promote_types(x.dtype, torch.float32)
+        # a float16 or bfloat16 time would lose steps
+        kind = torch.int64 if self.integer_times else torch.promote_types(self.dtype or x.dtype, torch.float32)
         times = torch.full((len(x),), t, dtype=kind, device=x.device)
         out = self.net(x if self.dtype is None else x.to(self.dtype), times)
         out = getattr(out, "sample", out)
@@ -123,31 +131,34 @@ class Model:
         return out.to(x.dtype)
 
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
-        """Write `model.safetensors` and `model.json` into `folder`, each in one piece or not at all.
+        """Write `model.safetensors` and `model.json` into `folder`; an interrupted save leaves the old pair as it was.
 
-        dtype: of the stored weights, such as torch.float16; None keeps them. ValueError: the network is no `nn.Module`.
+        dtype: of the stored weights, such as torch.float16; None keeps them.
+        ValueError: the network is no `nn.Module`, dtype no floating-point type, or info nothing that JSON can hold.
         """
-        if not isinstance(self.net, nn.Module):
-            raise ValueError("only a model around an nn.Module can be saved; this one holds a plain callable")
         from .nn import UNet
 
-        network = {"class": "UNet", "config": dict(self.net.config)} if isinstance(self.net, UNet) else None
-        text = json.dumps(
-            {
-                "format": _FORMAT,
-                "prediction": self.prediction,
-                "schedule": self.schedule.identity,
-                "shape": list(self.shape),
-                "range": None if self.range is None else list(self.range),
-                "clip": self.clip,
-                "integer_times": self.integer_times,
-                "network": network,
-                "info": self.info,
-            },
-            indent=1,
-        )
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        if not isinstance(self.net, nn.Module):
+            raise ValueError("only a model around an nn.Module can be saved; this one holds a plain callable")
+        if dtype is not None and not dtype.is_floating_point:
+            raise ValueError(f"dtype = {dtype} would cut the weights to whole numbers; use torch.float16 or float32")
+        # exactly ours: a subclass may compute something else
+        network = {"class": "UNet", "config": dict(self.net.config)} if type(self.net) is UNet else None
+        data = {
+            "format": _FORMAT,
+            "prediction": self.prediction,
+            "schedule": self.schedule.identity,
+            "shape": list(self.shape),
+            "range": None if self.range is None else list(self.range),
+            "clip": self.clip,
+            "integer_times": self.integer_times,
+            "network": network,
+            "info": self.info,
+        }
+        try:
+            text = json.dumps(data, indent=1)
+        except TypeError as error:
+            raise ValueError(f"the model's info cannot be written as JSON: {error}") from None
         weights = {
             key: value.detach()
             .cpu()
@@ -156,11 +167,18 @@ class Model:
             .clone()
             for key, value in self.net.state_dict().items()
         }
-        temporary = folder / f".{os.getpid()}.tmp"
-        save_file(weights, temporary)
-        os.replace(temporary, folder / "model.safetensors")
-        temporary.write_text(text + "\n")
-        os.replace(temporary, folder / "model.json")
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        new = [folder / f".{name}.{os.getpid()}.tmp" for name in _FILES]
+        try:
+            save_file(weights, new[0])
+            new[0].chmod(0o644)
+            new[1].write_text(text + "\n")
+            for temporary, name in zip(new, _FILES, strict=True):
+                os.replace(temporary, folder / name)
+        finally:
+            for temporary in new:
+                temporary.unlink(missing_ok=True)
 
 
 def bundled() -> list[str]:
@@ -187,20 +205,23 @@ def load(
             f"no model {str(source)!r}: bundled are {', '.join(bundled()) or 'none'}; a folder must hold model.json"
         )
     data = _read_json(folder / "model.json")
-    if net is None:
-        net = _network(data, folder)
+    try:
+        net = _network(data["network"]) if net is None else net
+        model = Model(
+            net,
+            schedule=from_identity(data["schedule"]),
+            prediction=data["prediction"],
+            shape=tuple(data["shape"]),
+            range=None if data["range"] is None else tuple(data["range"]),
+            clip=data["clip"],
+            integer_times=data["integer_times"],
+            info=data["info"],
+        )
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{folder / 'model.json'}: {error}") from None
     _load_weights(net, folder / "model.safetensors")
     net.to(device=device, dtype=dtype).eval().requires_grad_(False)
-    return Model(
-        net,
-        schedule=from_identity(data["schedule"]),
-        prediction=data["prediction"],
-        shape=tuple(data["shape"]),
-        range=None if data["range"] is None else tuple(data["range"]),
-        clip=data["clip"],
-        integer_times=data["integer_times"],
-        info=data["info"],
-    )
+    return model
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -218,18 +239,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _network(data: dict[str, Any], folder: Path) -> nn.Module:
+def _network(network: dict[str, Any] | None) -> nn.Module:
     from .nn import UNet
 
-    network = data["network"]
     if network is None:
-        raise ValueError(
-            f"{folder} holds the weights of a network that odediff does not build; pass it as load(..., net=...)"
-        )
+        raise ValueError("the weights are of a network that odediff does not build; pass it as load(..., net=...)")
     if set(network) != {"class", "config"} or network["class"] != "UNet":
-        raise ValueError(f"{folder}/model.json: network must be {{'class': 'UNet', 'config': ...}}, got {network!r}")
-    made: nn.Module = UNet(**network["config"])
-    return made
+        raise ValueError(f"network must be {{'class': 'UNet', 'config': ...}}, got {network!r}")
+    return UNet(**network["config"])
 
 
 def _load_weights(net: nn.Module, path: Path) -> None:

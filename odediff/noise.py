@@ -17,14 +17,19 @@ def fresh_seed() -> int:
     return secrets.randbits(63)
 
 
+def checked_seed(seed: int) -> int:
+    """The seed as a Python int. ValueError: no whole number, or outside 0 .. 2^64 - 1."""
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**64:
+        raise ValueError(f"seed = {seed!r} must be a whole number in 0 .. 2^64 - 1")
+    return int(seed)
+
+
 def normal(seed: int, row: int, n: int, shape: tuple[int, ...], *, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Unit normal noise of shape (n, *shape); sample k is drawn by its own CPU generator seeded with (seed, k, row).
 
     seed: an int in 0 .. 2^64 - 1. ValueError: another.
     """
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**64:
-        raise ValueError(f"seed = {seed!r} must be a whole number in 0 .. 2^64 - 1")
-    seed = int(seed)
+    seed = checked_seed(seed)
     out = torch.empty((n, *shape), dtype=torch.float32)
     generator = torch.Generator()
     for k in range(n):

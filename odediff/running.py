@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .model import Model
-from .noise import normal
+from .noise import checked_seed, normal
 from .step import state_dtype
 
 Clip = bool | tuple[float, float] | None
@@ -18,20 +18,26 @@ Clip = bool | tuple[float, float] | None
 def start(model: Model, scale: float, noise: Tensor | None, n: int | None, seed: int) -> Tensor:
     """x_T = scale * noise, (n, *model.shape), on the model's device; float64 if noise or network is, else float32.
 
-    noise: unit normal, or None to draw it from `seed`.  ValueError: wrong shape or dtype, n that contradicts it, n < 1.
+    noise: unit normal, or None to draw it from `seed`.
+    ValueError: noise of the wrong kind, shape or dtype or not finite, n that contradicts it, n < 1, a bad seed.
     """
+    seed = checked_seed(seed)
     if noise is None:
         n = 1 if n is None else n
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
             raise ValueError(f"n = {n!r}: how many samples to draw, a whole number from 1 up")
         dtype = state_dtype(model.dtype or torch.float32)
         return normal(seed, 0, n, model.shape, device=model.device, dtype=dtype).mul_(scale)
-    if tuple(noise.shape[1:]) != model.shape or not len(noise):
+    if not isinstance(noise, Tensor):
+        raise ValueError(f"noise is a {type(noise).__name__}, expected a torch tensor; torch.from_numpy makes one")
+    if noise.ndim == 0 or tuple(noise.shape[1:]) != model.shape or not len(noise):
         raise ValueError(f"noise has shape {tuple(noise.shape)}, expected (n, {', '.join(map(str, model.shape))})")
     if n is not None and n != len(noise):
         raise ValueError(f"n = {n}, but noise holds {len(noise)} samples; leave n out")
     if not noise.is_floating_point():
         raise ValueError(f"noise has dtype {noise.dtype}, expected a floating-point tensor")
+    if not bool(torch.isfinite(noise).all()):
+        raise ValueError("noise holds values that are not finite; draw it anew")
     double = torch.float64 in (noise.dtype, model.dtype)
     device = noise.device if model.dtype is None else model.device  # a plain callable runs where its input is
     return noise.to(device, torch.float64 if double else torch.float32) * scale
@@ -56,7 +62,7 @@ def clip_limits(model: Model, clip: Clip) -> tuple[float, float] | None:
     limits = model.range if clip is True else clip
     if limits is None:
         raise ValueError("clip=True needs a model with a range; pass clip=(low, high)")
-    if len(limits) != 2 or not limits[0] < limits[1]:
+    if not isinstance(limits, (tuple, list)) or len(limits) != 2 or not limits[0] < limits[1]:
         raise ValueError(f"clip must be True, False or (low, high) with low < high, got {clip!r}")
     return float(limits[0]), float(limits[1])
 

@@ -141,8 +141,12 @@ def sample(
         _refuse("a compiled plan", nfe=nfe, grid=grid, eta=eta)
         plan = solver
     else:
+        from .methods import METHODS
         from .methods import plan as compile_plan
 
+        if solver not in METHODS:
+            known = ", ".join((*METHODS, *adaptive.ADAPTIVE, *adaptive.FIXED))
+            raise ValueError(f"unknown solver {solver!r}; choose {known}")
         args: dict[str, Any] = {} if eta is None else {"eta": eta}
         plan = compile_plan(solver, model.schedule, 20 if nfe is None else nfe, grid, snap=model.integer_times, **args)
     return Sampler(model, plan, clip=clip)(noise, n=n, seed=seed, callback=callback, progress=progress)

@@ -237,7 +237,7 @@ def test_fixed_methods_meet_a_budget_exactly_or_name_the_nearest(solver: str) ->
 
 @pytest.mark.parametrize("nfe", [0, -3, 9.0, True])
 def test_an_impossible_number_of_evaluations_is_refused(nfe: Any) -> None:
-    with pytest.raises(ValueError, match=rf"nfe={nfe!r} does not fit"):
+    with pytest.raises(ValueError, match=rf"nfe={nfe!r} (does not fit|must be a whole number)"):
         solve(model(Network()), "torchdiffeq:rk4", nfe=nfe, n=1)
 
 

@@ -325,14 +325,20 @@ def test_a_foreign_network_goes_through_net(tmp_path: Path) -> None:
     torch.testing.assert_close(output(loaded), output(saved), atol=5e-3, rtol=0)
 
 
-def test_a_foreign_network_that_happens_to_be_called_unet_is_not_taken_for_odediffs(tmp_path: Path) -> None:
-    class UNet(Foreign):
-        config = {"width": 6}
+def test_a_network_of_that_name_or_built_on_it_is_not_taken_for_odediffs_unet(tmp_path: Path) -> None:
+    """It would load without an error and compute something else."""
+    namesake = type("UNet", (Foreign,), {"config": {"width": 6}})
 
-    model(UNet()).save(tmp_path)
-    with pytest.raises(ValueError, match="pass it as load"):
-        odediff.load(tmp_path)
-    assert output(odediff.load(tmp_path, net=UNet())).isfinite().all()
+    class Residual(UNet):
+        def forward(self, x: Tensor, t: Tensor | float) -> Tensor:
+            return x - super().forward(x, t)
+
+    for k, build in enumerate((namesake, lambda: Residual(**SMALL))):
+        saved = model(build())
+        saved.save(tmp_path / str(k))
+        with pytest.raises(ValueError, match="pass it as load"):
+            odediff.load(tmp_path / str(k))
+        assert torch.equal(output(odediff.load(tmp_path / str(k), net=build())), output(saved))
 
 
 def test_what_cannot_be_saved_leaves_nothing_behind(tmp_path: Path) -> None:
