@@ -45,7 +45,7 @@ class BudgetExceeded(RuntimeError):
     """`max_nfe` evaluations were not enough for the tolerance.
 
     samples: the best there is, x0 predicted from the last accepted state, (n, *shape) in the model's range.
-    x, t: that state and its time.  nfe: evaluations used, which is `max_nfe`.
+    x, t: that state and its time.  nfe: evaluations used, `max_nfe` unless torchdiffeq gave up earlier.
     """
 
     def __init__(self, message: str, *, samples: Tensor, x: Tensor, t: float, nfe: int) -> None:
@@ -227,8 +227,8 @@ class _Problem:
             raise _OutOfBudget
         if not np.isfinite(float(u)):
             raise ValueError(
-                f"{self.solver}: the step became {float(u)}: rtol = {self.rtol:g}, atol = {self.atol:g} is below rounding; "
-                "loosen them"
+                f"{self.solver}: rtol = {self.rtol:g}, atol = {self.atol:g} is below rounding, and the step became "
+                f"{float(u)}; loosen them"
             )
         t = self.t(float(u))
         return self.mixed(y * self.scale(t), t, *self.weights(t)).neg_()

@@ -44,6 +44,9 @@ def times(schedule: Schedule, grid: str | ArrayLike, evaluations: list[int], *, 
         raise ValueError(f'snap=True needs a table of steps; schedule "{schedule.identity["name"]}" is continuous')
     if snap:
         t = np.maximum(np.rint(t), schedule.t_min)
+        if isinstance(grid, str):  # times that rounding merged move up by one each, so that nfe stays a promise
+            rank = np.arange(len(t), dtype=np.float64)
+            t = np.minimum((np.maximum.accumulate(t[::-1] - rank) + rank)[::-1], schedule.t_max - rank)
     inside = (t > schedule.t_end) & (t <= schedule.t_max)
     if not inside.all():
         raise ValueError(
@@ -54,7 +57,7 @@ def times(schedule: Schedule, grid: str | ArrayLike, evaluations: list[int], *, 
         k = int(flat[0])
         raise ValueError(
             f"grid times must strictly decrease, but t[{k}] = {t[k]:g} and t[{k + 1}] = {t[k + 1]:g}"
-            + ('; rounded to whole times they merge: use fewer evaluations, or grid="uniform"' if snap else "")
+            + ("; rounded to whole times they merge" if snap else "")
         )
     return t
 

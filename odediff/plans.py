@@ -149,6 +149,9 @@ class Plan:
     def __hash__(self) -> int:
         return hash(self.to_json())
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Plan.from_json, (self.to_json(),)  # read-only mappings can be neither copied nor pickled
+
     def __str__(self) -> str:
         with np.errstate(divide="ignore"):
             lam = np.log(self.alpha) - np.log(self.sigma)

@@ -243,7 +243,6 @@ def test_without_a_command_the_help_is_shown(capsys):
         ("sample TINY --device abacus", "abacus"),
         ("sample TINY --rtol 1e-3", "rtol"),
         ("sample TINY --solver dopri5 --variance fixed_large", "ddpm"),
-        ("sample TINY --solver dopri5 --rtol 1e-6 --max-nfe 10", "raise max_nfe or loosen"),
         ("sample nowhere", "no model 'nowhere'"),
         ("plan rk9", "unknown solver 'rk9'; choose euler"),
         ("plan rk4 --eta 1", "'eta'"),
@@ -272,6 +271,15 @@ def test_errors_are_one_line_and_exit_code_2(tiny, tmp_path, capsys, monkeypatch
     assert said.err.count("\n") == 1
     assert message in said.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_budget_that_runs_out_leaves_the_best_picture(tiny, tmp_path, capsys):
+    out = tmp_path / "best.png"
+    command = f"sample {tiny} --solver dopri5 --rtol 1e-6 --max-nfe 10 --n 2 --out {out}"
+    assert main(shlex.split(command)) == 2
+    said = capsys.readouterr().err
+    assert "raise max_nfe or loosen" in said and str(out) in said and said.count("\n") == 1
+    assert pixels(out).std() > 0
 
 
 def test_a_defect_of_the_library_keeps_its_traceback(tiny, monkeypatch):

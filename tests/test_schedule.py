@@ -152,6 +152,13 @@ def test_named_grids_run_from_noise_and_stay_where_the_network_was_trained(
     assert (np.diff(t) < 0).all() and t[-1] >= s.t_min
 
 
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("count", [1, 20, 100, 1000])
+def test_snapped_grids_are_distinct_whole_times(grid: str, count: int) -> None:
+    t = times(schedules.linear(), grid, [1] * count, snap=True)
+    assert (t == np.rint(t)).all() and (np.diff(t) < 0).all() and 0 <= t[-1] <= t[0] <= 999
+
+
 def test_a_short_table_is_not_left_either() -> None:
     for steps in (2, 10, 50):
         for grid in GRIDS:
@@ -177,7 +184,8 @@ def test_grids_are_their_formulae() -> None:
         ([999.0, 5.0, 5.0], [1] * 3, False, r"t\[1\] = 5 and t\[2\] = 5"),
         ([999.0, -1.0], [1] * 2, False, r"-1 is outside \(-1, 999\]"),
         ([float("nan"), 5.0], [1] * 2, False, "nan is outside"),
-        ("quadratic", [1] * 200, True, 'grid="uniform"'),
+        ([999.0, 5.2, 4.9], [1] * 3, True, "rounded to whole times they merge"),
+        ("quadratic", [1] * 1001, True, r"-1 is outside \(-1, 999\]"),
     ],
 )
 def test_bad_grids(grid, evaluations: list[int], snap: bool, message: str) -> None:  # type: ignore[no-untyped-def]
