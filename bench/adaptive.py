@@ -38,8 +38,8 @@ def table(rows: list[dict[str, Any]], n: int, doubt: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="mnist")
-    parser.add_argument("--n", type=int, default=64)
-    parser.add_argument("--max-nfe", type=int, default=1000)
+    parser.add_argument("--n", type=int, default=8)
+    parser.add_argument("--max-nfe", type=int, default=300)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--docs", action="store_true", help="write the table into docs/adaptive.md")
     args = parser.parse_args()

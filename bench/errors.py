@@ -88,8 +88,8 @@ def table(rows: list[dict[str, Any]], nfes: list[int], note: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="mnist")
-    parser.add_argument("--n", type=int, default=256)
-    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--n", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--nfe", type=int, nargs="+", default=list(NFE))
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--all", action="store_true")
