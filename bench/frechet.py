@@ -96,6 +96,7 @@ def measure(name: str, images: Tensor, real: Tensor, train: Tensor, features: Fe
         "precision": coverage(real, f),
         "recall": coverage(f, real),
         "nearest": nearest(images[:2000].to(features.device), train.to(features.device)),
+        "commit": environment()["commit"],
     }
 
 
@@ -127,7 +128,8 @@ def table(rows: list[dict[str, Any]], batch: int) -> str:
         scores = " | ".join(f"{row[key]:.2f}" for key in ("FD", "precision", "recall"))
         lines.append(f"| {row['images']} | {row['n']} | {scores} | {row['nearest']:.3f} |")
     env = environment()
-    where = f"{env['device']}, torch {env['torch']}, commit {env['commit']}, batch {batch}"
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
+    where = f"{env['device']}, torch {env['torch']}, commit {commits}, batch {batch}"
     note = f"Measured by `bench/frechet.py` on {where}."
     return "\n".join([*lines, "", note])
 
