@@ -86,7 +86,7 @@ def draw(model: odediff.Model, solver: str, nfe: int, n: int, batch: int) -> Ten
     return (torch.cat(parts).cpu() + 1) / 2
 
 
-def measure(name: str, images: Tensor, real: Tensor, train: Tensor, features: Features) -> dict[str, Any]:
+def measure(name: str, images: Tensor, real: Tensor, train: Tensor, features: Features, engine: str) -> dict[str, Any]:
     """One row of the table."""
     f = features(images)
     return {
@@ -97,6 +97,7 @@ def measure(name: str, images: Tensor, real: Tensor, train: Tensor, features: Fe
         "recall": coverage(f, real),
         "nearest": nearest(images[:2000].to(features.device), train.to(features.device)),
         "commit": environment()["commit"],
+        "engine": engine,
     }
 
 
@@ -129,7 +130,8 @@ def table(rows: list[dict[str, Any]], batch: int) -> str:
         lines.append(f"| {row['images']} | {row['n']} | {scores} | {row['nearest']:.3f} |")
     env = environment()
     commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
-    where = f"{env['device']}, torch {env['torch']}, commit {commits}, batch {batch}"
+    engines = " and ".join(dict.fromkeys(row["engine"] for row in rows if row["engine"]))
+    where = f"{env['device']}, torch {env['torch']}, commit {commits}, batch {batch}, network run by {engines}"
     note = f"Measured by `bench/frechet.py` on {where}."
     return "\n".join([*lines, "", note])
 
@@ -143,7 +145,9 @@ def main() -> None:
     parser.add_argument(
         "--openvino", action="store_true", help="run the network on OpenVINO, one thread, checked first"
     )
-    parser.add_argument("--settings", nargs="+", default=[REAL, *SETTINGS], help="SOLVER:NFE, or real")
+    parser.add_argument(
+        "--settings", nargs="*", default=[REAL, *SETTINGS], help="SOLVER:NFE or real; nothing: only the table"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--readme", action="store_true", help="write the table into README.md")
     args = parser.parse_args()
@@ -157,7 +161,10 @@ def main() -> None:
         from engine import openvino_network
 
         model.net = openvino_network(model.net, model.shape, args.batch)
+    if not args.settings:
+        rows = add([], digest, args.batch, args.out)
     for setting in args.settings:
+        engine = "" if setting == REAL else "OpenVINO" if args.openvino else "torch"
         if setting == REAL:
             noise = 0.1 * torch.randn(test.shape, generator=torch.Generator().manual_seed(0))
             sets = {
@@ -168,7 +175,9 @@ def main() -> None:
         else:
             solver, nfe = setting.split(":")
             sets = {setting: draw(model, solver, int(nfe), args.n, args.batch)}
-        rows = add([measure(name, x, real, train, features) for name, x in sets.items()], digest, args.batch, args.out)
+        rows = add(
+            [measure(name, x, real, train, features, engine) for name, x in sets.items()], digest, args.batch, args.out
+        )
         print(table(rows, args.batch), flush=True)
     if args.readme:
         write_block("frechet", table(rows, args.batch))

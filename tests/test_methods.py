@@ -376,4 +376,6 @@ def test_a_plan_remembers_where_it_came_from() -> None:
     p = plan("ddim", LINEAR, 5, "uniform", eta=0.3)
     assert (p.method, p.args["eta"], p.args["grid"], p.schedule) == ("ddim", 0.3, "uniform", LINEAR.fingerprint)
     assert plan("euler", LINEAR, 2, [999.0, 3.0]).args["grid"] == "explicit"
+    q = plan("ddim", LINEAR, np.int64(5), "uniform", eta=np.float32(0.5))  # type: ignore[arg-type]
+    assert Plan.from_json(q.to_json()) == q == plan("ddim", LINEAR, 5, "uniform", eta=0.5)
     assert dict(Plan.from_json(p.to_json()).args) == dict(p.args)

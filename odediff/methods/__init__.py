@@ -132,21 +132,12 @@ def plan(
     method = _known(name)
     if not isinstance(schedule, Schedule):
         raise ValueError(f"schedule must be an odediff.schedule.Schedule such as schedule.linear(), got {schedule!r}")
-    unknown = sorted(set(args) - set(method.args))
-    if unknown:
-        raise ValueError(f"{name} has no option {unknown[0]!r}; it takes {sorted(method.args) or 'none'}")
-    if isinstance(nfe, bool) or not isinstance(nfe, (int, np.integer)) or nfe < method.min_nfe:
-        raise ValueError(
-            f"{name} cannot meet nfe={nfe!r}: it takes any whole number from {method.min_nfe} up "
-            f"(nearest: {method.min_nfe}); ddim takes any from 1"
-        )
-    nfe = int(nfe)
+    full, nfe = _options(name, method, args), _budget(name, method, nfe)
     layout = method.layout(nfe)
     grid = schedule.grid or method.grid if grid is None else grid
     t = times(schedule, grid, layout, snap=snap)
     points = (*(point(schedule, float(value)) for value in t), Point(schedule.t_end, *_end(schedule)))
     frame = _frame(name, method, space, variable, points[0])
-    full = {**method.args, **args}
     states, visited = probe(
         lambda f, x: method.run(f, x, Grid(schedule, *frame, points, tuple(layout)), **full),
         nfe,
@@ -183,6 +174,24 @@ def _known(name: str) -> Method:
     if name not in METHODS:
         raise ValueError(f"unknown solver {name!r}; choose {', '.join(METHODS)}")
     return METHODS[name]
+
+
+def _options(name: str, method: Method, args: dict[str, Any]) -> dict[str, Any]:
+    """The method's options with those given, numpy scalars as plain numbers so that a plan can be written as JSON."""
+    unknown = sorted(set(args) - set(method.args))
+    if unknown:
+        raise ValueError(f"{name} has no option {unknown[0]!r}; it takes {sorted(method.args) or 'none'}")
+    given = {key: value.item() if isinstance(value, np.generic) else value for key, value in args.items()}
+    return {**method.args, **given}
+
+
+def _budget(name: str, method: Method, nfe: int) -> int:
+    if isinstance(nfe, bool) or not isinstance(nfe, (int, np.integer)) or nfe < method.min_nfe:
+        raise ValueError(
+            f"{name} cannot meet nfe={nfe!r}: it takes any whole number from {method.min_nfe} up "
+            f"(nearest: {method.min_nfe}); ddim takes any from 1"
+        )
+    return int(nfe)
 
 
 def _end(schedule: Schedule) -> tuple[float, float]:
