@@ -38,7 +38,7 @@ OPTIONS = (
     Option("prediction", "eps", "what the network predicts", ("eps", "x0", "v", "flow")),
     Option("weighting", "simple", "of the loss over time", ("simple", "min_snr_5", "variational")),
     Option("seed", 0, "of weights, batches and noise"),
-    Option("amp", "off", "mixed precision (CUDA only)", ("off", "bf16", "fp16")),
+    Option("amp", "off", "mixed precision; fp16 on CUDA only", ("off", "bf16", "fp16")),
     Option("key", None, "name of the array in an .npz file (default: found by itself)"),
     Option("tile", None, "side of the images in a folder of mosaics"),
     Option("pad", 1, "pad both sides of the images to a multiple of this"),

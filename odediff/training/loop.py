@@ -52,8 +52,8 @@ def train(
     loss is no longer finite (the last checkpoint is kept), `KeyboardInterrupt` on Ctrl-C, after saving a checkpoint.
     """
     where = _device(device)
-    if config.amp != "off" and where.type != "cuda":
-        raise ValueError(f'amp = "{config.amp}" needs a CUDA device, not {where}; use amp = "off"')
+    if config.amp == "fp16" and where.type != "cuda":
+        raise ValueError(f'amp = "fp16" needs a CUDA device, not {where}; use amp = "bf16" or "off"')
     out = Path(config.out)
     _check_out(config, out, resume)
     images = load_images(config.data, key=config.key, tile=config.tile, pad=config.pad)
