@@ -310,10 +310,23 @@ def test_a_run_may_move_and_one_that_is_done_stays_done(data: Path, tmp_path: Pa
     assert all(torch.equal(same[name], value) for name, value in _weights(model).items())
 
 
-def test_mixed_precision_needs_cuda(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r'amp = "bf16" needs a CUDA device, not cpu'):
-        _train(_config(data, tmp_path / "run", amp="bf16"))
+def test_float16_needs_cuda(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r'amp = "fp16" needs a CUDA device, not cpu'):
+        _train(_config(data, tmp_path / "run", amp="fp16"))
     assert not (tmp_path / "run").exists()
+
+
+def test_bfloat16_on_the_cpu_learns_and_resumes_bit_for_bit(data: Path, tmp_path: Path) -> None:
+    """The weights stay float32, the matrix products do not: another run than the float32 one, and close to it."""
+    exact, whole, halves = (tmp_path / name for name in ("exact", "whole", "halves"))
+    _train(_config(data, exact))
+    _train(_config(data, whole, amp="bf16"))
+    _train(_config(data, halves, amp="bf16", steps=10, lr_decay="constant"))
+    gap = [abs(a[1] - b[1]) for a, b in zip(_log(exact), _log(whole), strict=True)]
+    assert 0 < max(gap) < 0.05
+    _train(_config(data, tmp_path / "straight", amp="bf16", lr_decay="constant"))
+    _train(_config(data, halves, amp="bf16", lr_decay="constant"), resume=True)
+    _assert_same_run(tmp_path / "straight", halves)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

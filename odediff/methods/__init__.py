@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,98 +9,14 @@ from numpy.typing import ArrayLike
 
 from ..grids import times
 from ..plans import Plan
-from ..schedule import Array, Schedule
+from ..schedule import Schedule
 from ..spaces import SPACES
 from ..trace import Point, lower, probe
-from . import multistep, stochastic
-from . import tableaus as rk
 from .bibliography import BIBTEX
-from .frame import FRAMES, VARIABLES, Grid, point
+from .frame import Grid, point
+from .registry import METHODS, Method
 
-
-@dataclass(frozen=True)
-class Method:
-    """A fixed-step sampler and what is known of it.
-
-    run: `run(f, x, grid, **args)`, the method in its paper's notation, on arrays or on basis vectors.
-    order: of convergence on smooth problems, once the warm-up rows are as accurate as the rest.
-    stages: evaluations of a full step.  min_nfe: the smallest budget with one full-order step.
-    frames: the (space, variable) pairs it may run in, the default first; where alpha(t_max) = 0 makes that singular,
-    the next. grid: default time grid.  args: options of `run`.  source: key in `BIBTEX`; where: equation or section.
-    """
-
-    run: Callable[..., Array]
-    order: int
-    source: str
-    where: str
-    frames: tuple[tuple[str, str], ...]
-    grid: str
-    stages: int = 1
-    min_nfe: int = 1
-    args: Mapping[str, Any] = field(default_factory=dict)
-    stochastic: bool = False
-
-    def layout(self, nfe: int) -> list[int]:
-        """Evaluations of each step; they sum to nfe."""
-        return [1] * nfe if self.stages == 1 else rk.layout(self.stages, nfe)
-
-
-_ANY = tuple((space, variable) for space in FRAMES for variable in VARIABLES)
-_NATURAL = {"eps": "rho", "x0": "lam", "flow": "tau", "v": "phi"}
-
-
-def _runge_kutta(tableau: rk.Tableau, order: int, source: str, where: str, grid: str) -> Method:
-    run = partial(rk.runge_kutta, tableau=tableau)
-    frames = tuple((space, _NATURAL[space]) for space in ("flow", "eps", "x0"))
-    return Method(run, order, source, where, frames, grid, stages=len(tableau.b), min_nfe=len(tableau.b) + 1)
-
-
-def _adams(order: int, space: str, variable: str, grid: str) -> Method:
-    run = partial(multistep.adams_bashforth, order=order)
-    frames = ((space, variable), *(pair for pair in _ANY if pair != (space, variable)))
-    return Method(run, order, "hairer1993", "III.5, variable steps", frames, grid, min_nfe=order + 1)
-
-
-_EULER = tuple((space, _NATURAL[space]) for space in ("x0", "eps", "v", "flow"))
-_X0 = (("x0", "lam"),)
-
-METHODS: Mapping[str, Method] = MappingProxyType(
-    {
-        "euler": Method(multistep.euler, 1, "song2021a", "eq. 12, 14", _EULER, "quadratic"),
-        "ddim": Method(
-            stochastic.ddim, 1, "song2021a", "eq. 12, 16", _X0, "quadratic", args={"eta": 0.0}, stochastic=True
-        ),
-        "ddpm": Method(
-            stochastic.ddpm,
-            1,
-            "ho2020",
-            "eq. 7, Algorithm 2",
-            _X0,
-            "uniform",
-            args={"variance": "fixed_small"},
-            stochastic=True,
-        ),
-        "heun": _runge_kutta(rk.HEUN, 2, "karras2022", "Algorithm 1 in (eps, rho)", "quadratic"),
-        "midpoint": _runge_kutta(rk.MIDPOINT, 2, "hairer1993", "II.1, eq. 1.3", "quadratic"),
-        "rk3": _runge_kutta(rk.RK3, 3, "kutta1901", "Hairer et al. 1993, II.1", "quadratic"),
-        "rk4": _runge_kutta(rk.RK4, 4, "kutta1901", "Hairer et al. 1993, Table II.1.2", "quadratic"),
-        "rk4_38": _runge_kutta(rk.RK4_38, 4, "kutta1901", "Hairer et al. 1993, Table II.1.2", "quadratic"),
-        "ab2": _adams(2, "flow", "tau", "quadratic"),
-        "ab3": _adams(3, "flow", "t", "quadratic"),
-        "ab4": _adams(4, "flow", "t", "quadratic"),
-        "ipndm": Method(multistep.ipndm, 2, "zhang2023", "iPNDM", (("eps", "rho"),), "quadratic", min_nfe=5),
-        "dpmpp_2m": Method(partial(multistep.dpmpp, order=2), 2, "lu2022b", "Algorithm 2", _X0, "quadratic", min_nfe=3),
-        "dpmpp_3m": Method(
-            partial(multistep.dpmpp, order=3), 2, "lu2022b", "authors' code", _X0, "quadratic", min_nfe=4
-        ),
-        "unipc_2": Method(
-            partial(multistep.unipc, order=2), 3, "zhao2023", "B_2(h), data", _X0, "quadratic", min_nfe=3
-        ),
-        "unipc_3": Method(
-            partial(multistep.unipc, order=3), 4, "zhao2023", "B_2(h), data", _X0, "quadratic", min_nfe=4
-        ),
-    }
-)
+__all__ = ["METHODS", "Method", "cite", "plan"]
 
 
 def plan(

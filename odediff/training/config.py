@@ -33,7 +33,8 @@ class TrainConfig:
     `prediction`: what the network answers, "eps", "x0", "v" or "flow". `weighting`: one of `WEIGHTINGS`, or T numbers.
     `lr` rises linearly over `warmup_steps`, then stays ("constant") or falls to zero at `steps` ("cosine").
     `grad_clip`: largest gradient norm, 0 for none. `ema_decay`: ceiling of the average's decay.
-    `amp`: "off", "bf16" (on a CPU worth it only with AMX or AVX512-BF16) or "fp16" (CUDA only). `compile`: `torch.compile` the network.
+    `amp`: "off", "bf16" (on a CPU it pays only with AMX or AVX512-BF16) or "fp16" (CUDA only).
+    `compile`: `torch.compile` the network.
     `log_every`, `checkpoint_every`, `preview_every`: in steps; 0 turns the last two off but for the end of the run.
 
     Raises `ValueError` naming the field, its value and what would do.
