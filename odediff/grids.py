@@ -8,6 +8,7 @@ network was not trained: where the last start would, uniform and quadratic end t
     quadratic  t = t_end + (t_max - t_end) (1 - f)^2          uniform in sqrt(t - t_end); DDIM, appendix D.2
     logsnr     lam linear in f from lam(t_max) to lam(t_min)  DPM-Solver, section 3.4
     karras     rho^(1/7) linear in f, the same ends           Karras et al. 2022, eq. 5
+    asinh      asinh(lam / 2) linear in f, the same ends      ours: logsnr, but denser around rho = 1
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from .schedule import Array, Schedule
 
-GRIDS = ("uniform", "quadratic", "logsnr", "karras")
+GRIDS = ("uniform", "quadratic", "logsnr", "karras", "asinh")
 
 
 def times(schedule: Schedule, grid: str | ArrayLike, evaluations: list[int], *, snap: bool = False) -> Array:
@@ -80,6 +81,9 @@ def _named(schedule: Schedule, grid: str, spent: Array) -> Array:
     lam = schedule.lam([schedule.t_finite, schedule.t_min])
     if grid == "logsnr":
         ramp = lam[0] + f * (lam[1] - lam[0])
+    elif grid == "asinh":
+        width = np.arcsinh(lam / 2.0)
+        ramp = 2.0 * np.sinh(width[0] + f * (width[1] - width[0]))
     else:
         root = np.exp(-lam / 7.0)
         ramp = -7.0 * np.log(root[0] + f * (root[1] - root[0]))

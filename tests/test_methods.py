@@ -315,7 +315,7 @@ def test_default_frames_keep_float32(name: str, schedule: schedules.Schedule) ->
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.frames[0][0] != "eps"])
 def test_nearly_no_signal_at_the_start(name: str, schedule: schedules.Schedule) -> None:
     """Every grid compiles to rows that conserve; where steps are not absurd (lam from -37) they also land near x0."""
-    for grid in ("uniform", "quadratic", "logsnr", "karras"):
+    for grid in ("uniform", "quadratic", "logsnr", "karras", "asinh"):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "ab.*lower order")  # absurd steps: what they do is in test_adams
             p = plan(name, schedule, 9, grid)

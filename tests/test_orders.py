@@ -60,7 +60,11 @@ def observed(errors: list[float]) -> float:
 DETERMINISTIC = [name for name in METHODS if name != "ddpm"]
 CASES = [(name, space) for name in DETERMINISTIC for space in dict.fromkeys(frame[0] for frame in METHODS[name].frames)]
 STEPS = {1: (256, 512), 2: (512, 1024), 3: (128, 256), 4: (128, 256), 5: (256, 512)}
-LATE = {("abm2", "flow"): (512, 1024), ("ab4", "v"): (256, 512), ("deis_4", "eps"): (256, 512)}  # still settling at the usual steps
+LATE = {
+    ("abm2", "flow"): (512, 1024),
+    ("ab4", "v"): (256, 512),
+    ("deis_4", "eps"): (256, 512),
+}  # still settling at the usual steps
 
 
 @pytest.mark.parametrize(("name", "space"), CASES)

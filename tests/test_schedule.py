@@ -174,6 +174,9 @@ def test_grids_are_their_formulae() -> None:
     rho = s.rho(times(s, "karras", [1] * 9))
     np.testing.assert_allclose(np.diff(rho ** (1 / 7), 2), 0, atol=1e-12)
     np.testing.assert_allclose(rho[[0, -1]], s.rho([999, 0]), rtol=1e-12)
+    lam = s.lam(times(s, "asinh", [1] * 9))
+    np.testing.assert_allclose(np.diff(np.arcsinh(lam / 2), 2), 0, atol=1e-11)
+    np.testing.assert_allclose(lam[[0, -1]], s.lam([999, 0]), rtol=1e-12)
 
 
 @pytest.mark.parametrize(
