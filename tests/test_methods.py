@@ -341,7 +341,7 @@ def test_errors_name_value_and_remedy(call, message: str) -> None:  # type: igno
         call()
 
 
-@pytest.mark.parametrize("name", ["euler", "heun", "ab3", "dpmpp_2m", "unipc_3", "ddpm"])
+@pytest.mark.parametrize("name", ["euler", "heun", "ab3", "dpmpp_2m", "unipc_3", "ddpm", "lms", "plms", "sa_solver"])
 def test_snapped_plans_feed_whole_times(name: str) -> None:
     p = plan(name, LINEAR, 21, snap=True)
     assert (p.t == np.rint(p.t)).all() and p.t[-1] >= 0

@@ -1,22 +1,13 @@
-"""DPM-Solver and DPM-Solver++, single-step, against the printed algorithms, over full trajectories of a random network."""
+"""DPM-Solver and DPM-Solver++, single-step, against the printed algorithms, over trajectories of a random network."""
 
 import numpy as np
 import pytest
-from exact import SCHEDULES, run
+from exact import SCHEDULES, random_network, run
 
 from odediff.methods import METHODS, plan
 from odediff.schedule import Array, Schedule
 
-WEIGHTS = np.random.default_rng(5).normal(size=(4, 4)) / 2
 X = np.random.default_rng(6).normal(size=(3, 4))
-
-
-def eps_net(x: Array, lam: float) -> Array:
-    return np.tanh(x @ WEIGHTS + 0.3 * lam) + 0.5 * x
-
-
-def denoise(x: Array, alpha: float, sigma: float) -> Array:
-    return (x - sigma * eps_net(x, np.log(alpha / sigma))) / alpha
 
 
 def dpm_solver(schedule: Schedule, times: Array, orders: list[int], x: Array) -> Array:
@@ -24,7 +15,7 @@ def dpm_solver(schedule: Schedule, times: Array, orders: list[int], x: Array) ->
     al, si, la = schedule.alpha, schedule.sigma, schedule.lam
 
     def eps(x: Array, t: float) -> Array:
-        return eps_net(x, float(la(t)))
+        return (x - al(t) * random_network(x, float(al(t)), float(si(t)))) / si(t)
 
     for t0, t1, order in zip(times[:-1], times[1:], orders, strict=True):
         h = la(t1) - la(t0)
@@ -44,7 +35,7 @@ def dpm_solver(schedule: Schedule, times: Array, orders: list[int], x: Array) ->
             d2 = eps(u2, s2) - eps(x, t0)
             x_next = al(t1) / al(t0) * x - si(t1) * (np.exp(h) - 1) * eps(x, t0)
             x = x_next - si(t1) / r2 * ((np.exp(h) - 1) / h - 1) * d2
-    return denoise(x, float(al(times[-1])), float(si(times[-1])))
+    return random_network(x, float(al(times[-1])), float(si(times[-1])))
 
 
 def dpm_solver_pp(schedule: Schedule, times: Array, orders: list[int], x: Array) -> Array:
@@ -52,7 +43,7 @@ def dpm_solver_pp(schedule: Schedule, times: Array, orders: list[int], x: Array)
     al, si, la = schedule.alpha, schedule.sigma, schedule.lam
 
     def x0(x: Array, t: float) -> Array:
-        return denoise(x, float(al(t)), float(si(t)))
+        return random_network(x, float(al(t)), float(si(t)))
 
     for t0, t1, order in zip(times[:-1], times[1:], orders, strict=True):
         h = la(t1) - la(t0)
@@ -105,7 +96,7 @@ def test_published_algorithms(name: str, nfe: int, orders: list[int], kind: str)
     reference = dpm_solver if METHODS[name].frames[0][0] == "eps" else dpm_solver_pp
     x = X * p.prior_scale
     want = reference(schedule, times, orders, x)
-    np.testing.assert_allclose(run(p, denoise, x)[-1], want, rtol=0, atol=1e-12 * np.abs(want).max())
+    np.testing.assert_allclose(run(p, random_network, x)[-1], want, rtol=0, atol=1e-12 * np.abs(want).max())
 
 
 def test_stages_lie_at_fractions_of_the_step_in_lam() -> None:
@@ -117,7 +108,7 @@ def test_stages_lie_at_fractions_of_the_step_in_lam() -> None:
 
 
 def test_fast_is_the_published_mix() -> None:
-    """K = N // 3 + 1 steps: 3 .. 3, 2, 1 where N % 3 = 0, 3 .. 3, N % 3 elsewhere; here N = nfe - 1, and the last row."""
+    """K = N // 3 + 1 steps: 3 .. 3, 2, 1 where N % 3 = 0, else 3 .. 3, N % 3; here N = nfe - 1, and the last row."""
     for nfe in range(METHODS["dpm_fast"].min_nfe, 61):
         budget = nfe - 1
         count = budget // 3 + 1
@@ -146,7 +137,7 @@ def test_observed_order_of_the_mix_depends_on_its_tail() -> None:
         steps = len(METHODS["dpm_fast"].layout(nfe)) - 1
         p = plan("dpm_fast", schedule, nfe, schedule.t_of_lam(np.linspace(-1.5, 1.0, steps + 1)))
         fine = plan("rk4", schedule, 801, schedule.t_of_lam(np.linspace(-1.5, 1.0, 201)))
-        return float(np.abs(run(p, denoise, X)[-2] - run(fine, denoise, X)[-2]).max())
+        return float(np.abs(run(p, random_network, X)[-2] - run(fine, random_network, X)[-2]).max())
 
     orders = {rest: np.log2(error(96 + 1 + rest) / error(192 + 1 + rest)) for rest in (0, 1, 2)}
     assert orders == {0: pytest.approx(2, abs=0.25), 1: pytest.approx(2, abs=0.25), 2: pytest.approx(3, abs=0.25)}

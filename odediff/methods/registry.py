@@ -114,7 +114,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             singlestep.dpm_solver,
             3,
             "lu2022a",
-            "DPM-Solver-fast, section 3.4",
+            "DPM-Solver-fast",
             _EPS,
             "quadratic",
             stages=3,

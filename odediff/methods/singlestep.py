@@ -34,7 +34,7 @@ def dpm_solver(f: Network, x: Array, grid: Grid) -> Array:
 
 
 def fast(nfe: int) -> list[int]:
-    """Orders of DPM-Solver-fast on nfe - 1 evaluations, and the last row (Lu et al. 2022a, section 3.4; D.2.3).
+    """Orders of DPM-Solver-fast on nfe - 1 evaluations, and the last row (Lu et al. 2022a).
 
     Steps of three; what is left of the budget, 1 or 2, is a step of that order, and 0 makes the last three 2 + 1.
     """
