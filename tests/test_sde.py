@@ -230,6 +230,13 @@ def test_sa_solver_without_noise_is_exact_adams(kind: str) -> None:
     np.testing.assert_allclose(p.b[4:], q.b[4:], rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("kind", ["flow", "zero_snr"])
+def test_a_row_from_alpha_0_is_not_corrected(kind: str) -> None:
+    """lam is infinite at its start, so no integral over it exists: the next row reads its own prediction alone."""
+    for p in (plan("sa_solver", SCHEDULES[kind], 9), plan("sde_dpmpp_2m", SCHEDULES[kind], 9)):
+        assert p.alpha[0] == 0 and not p.b[1, 1:].any() and p.b[2, 1:].any()
+
+
 def test_tau_acts_within_its_range_of_noise() -> None:
     p = plan("sa_solver", EDM, 8, EDM_TIMES, s_tmin=1.0, s_tmax=17.0)
     assert np.flatnonzero(p.c).tolist() == [2, 3, 4, 5]

@@ -37,7 +37,7 @@ def plan(
         on EDM's), or else the method's default.
     space, variable: run in another frame than the default one (see `Method.frames`).
     snap: round the grid to integer times first, for networks that know no others.
-    args: the method's own options: `eta` (ddim), `variance` (ddpm).
+    args: the method's own options, such as `eta` of ddim; `METHODS[name].args` has them with their defaults.
     ValueError: an unknown name, option, frame or grid; a budget that the method cannot meet, naming the nearest that
     it can; a space that is singular at the start (alpha = 0); a grid that does not fit.
     """
