@@ -50,6 +50,16 @@ def mixture(centres: Array, std: float) -> Denoiser:
     return denoise
 
 
+_WEIGHTS = np.random.default_rng(5).normal(size=(4, 4)) / 2
+
+
+def random_network(x: Array, alpha: float, sigma: float) -> Array:
+    """The x0 of a smooth random eps of states (N, 4), one function of x / hypot(alpha, sigma) on every schedule."""
+    unit = x / np.hypot(alpha, sigma)
+    eps = np.tanh(unit @ _WEIGHTS + 0.3 * np.log(alpha / sigma)) + 0.5 * unit
+    return (x - sigma * eps) / alpha
+
+
 def run(plan: Plan, denoise: Denoiser, x: Array, noise: Array | None = None) -> list[Array]:
     """Every state of a plan with an exact denoiser; noise: (S, *x.shape)."""
     u, w = space_pair(plan.space, plan.alpha[:-1], plan.sigma[:-1])

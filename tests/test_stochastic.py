@@ -106,7 +106,16 @@ def test_moments_with_history_are_those_of_samples() -> None:
         gaussian_moments(p, 0.0, -1)
 
 
-@pytest.mark.parametrize(("name", "args"), PLANS[1:])
+LOOP = [
+    *PLANS[1:],
+    ("euler_ancestral", {"eta": 0.5}),
+    ("sde_dpmpp_2m", {}),
+    ("sa_solver", {}),
+    ("heun_churn", {"s_tmin": 0.0, "s_tmax": None}),
+]
+
+
+@pytest.mark.parametrize(("name", "args"), LOOP)
 def test_the_sampler_draws_those_moments(name: str, args: dict[str, object]) -> None:
     """20,000 samples through the real loop: mean and variance within 4.5 standard errors of the table's."""
     mean, v = 0.7, 0.3

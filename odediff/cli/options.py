@@ -38,7 +38,7 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--grid", choices=GRIDS, help="where along the schedule the network is evaluated (default: the solver's own)"
     )
-    parser.add_argument("--eta", type=float, metavar="ETA", help="ddim only: 0 is deterministic (default), 1 is DDPM")
+    parser.add_argument("--eta", type=float, metavar="ETA", help="ddim, euler_ancestral: 0 is deterministic, 1 is DDPM")
     parser.add_argument(
         "--variance", metavar="NAME", help="ddpm only: fixed_small (default) or fixed_large, its two choices of noise"
     )

@@ -43,7 +43,7 @@ def plan(
     snap: round the grid to integer times first, for networks that know no others.
     end: the time of the final state where that is not sigma = 0, below the last of an explicit grid; no closed-form row
         then, every step is the method's own.
-    args: the method's own options: `eta` (ddim), `variance` (ddpm).
+    args: the method's own options, such as `eta` of ddim; `METHODS[name].args` has them with their defaults.
     ValueError: an unknown name, option, frame or grid; a budget that the method cannot meet, naming the nearest that
     it can; a space that is singular at the start (alpha = 0); a grid that does not fit; rows that float32 cannot carry.
     UserWarning: a multistep method lowers its order where its weights would lose float32 (`Plan.amplification` above
@@ -81,7 +81,7 @@ def plan(
         a=a,
         b=b,
         c=c,
-        overdispersed=full.get("variance") == "fixed_large",
+        overdispersed=method.overdispersed(full),
         method=name,
         args={
             "grid": grid if isinstance(grid, str) else "explicit",
