@@ -22,6 +22,7 @@ PUBLIC = {
     "Plan",
     "Sampler",
     "__version__",
+    "analysis",
     "cite",
     "load",
     "plan",
