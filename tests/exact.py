@@ -1,4 +1,4 @@
-"""Problems whose flow is known, and a numpy executor written from the definition of a plan, independent of the library's."""
+"""Problems whose flow is known, and a numpy executor written from the definition of a plan, not the library's."""
 
 from __future__ import annotations
 
