@@ -142,6 +142,10 @@ def test_amplification_of_rows_computed_by_hand() -> None:
     plan = Plan("v", np.array([3.0, 2.0, 1.0]), alpha, sigma, a, b0[:, None], np.zeros(3))
     want = [(63 / 25 * 5 + 16 / 25 * 5) / 13, (112 / 169 * 13 + 66 / 169 * 13) / 10, 0.8 + 0.6]
     np.testing.assert_allclose(analysis.amplification(plan), want, rtol=1e-14)
+    # row 1 reading row 0's v, of size 5, with weight 1
+    b = np.stack([np.array([b0[0], -129 / 169, b0[2]]), [0.0, 1.0, 0.0]], 1)
+    plan = Plan("v", plan.t, alpha, sigma, np.array([a[0], 96 / 169, a[2]]), b, np.zeros(3))
+    assert analysis.amplification(plan)[1] == pytest.approx((96 / 13 + 129 / 13 + 5) / 10, rel=1e-14)
     # x0 space with history and noise: alpha' = 0.5 alpha + b0 + b1, sigma'^2 = (0.5 sigma)^2 + c^2
     a, c = np.array([0.5, 0.5, 0.0]), np.array([140**0.5, 0.0, 0.0])
     b = np.array([[3.5, 0.0], [9.5, -4.0], [3.0, -2.0]])
@@ -261,6 +265,8 @@ def test_the_flow_map_is_the_closed_form_and_tells_its_error() -> None:
     np.testing.assert_allclose(got, want, rtol=1e-11)
     coarse, wide = flow_map(gaussian(0.4, 0.6), x, start, end, 10)
     assert gap < 1e-9 < np.abs(coarse - want).max() < wide
+    errors = [np.abs(flow_map(gaussian(0.4, 0.6), x, start, end, n)[0] - want).max() for n in (40, 80)]
+    assert np.log2(errors[0] / errors[1]) == pytest.approx(5, abs=0.15)  # order 4, extrapolated
     with pytest.raises(ValueError, match="steps = 7"):
         flow_map(gaussian(0.4, 0.6), x, start, end, 7)
 
@@ -301,6 +307,11 @@ def test_stochastic_methods_have_a_weak_order() -> None:
     eta = observed_order("ddim", eta=0.5)
     assert set(eta.errors) == {"gaussian"}
     assert eta.order["gaussian"] == pytest.approx(1, abs=0.25)
+    plan = odediff.plan("ddpm", LINEAR, 21)
+    means, variances = analysis.gaussian_moments(plan, 0.4, np.array([0.09, 0.81]))
+    al, si = plan.alpha[-2], plan.sigma[-2]
+    gap = (means[-2] - al * 0.4) ** 2 + (np.sqrt(variances[-2]) - np.sqrt(al**2 * np.array([0.09, 0.81]) + si**2)) ** 2
+    assert observed_order("ddpm", LINEAR, (9, 21)).errors["gaussian"][1] == pytest.approx(gap.sum() ** 0.5, rel=1e-9)
 
 
 def test_errors_and_slopes_are_what_they_say() -> None:
