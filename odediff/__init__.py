@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from odediff import analysis as analysis
     from odediff import schedule as schedule
     from odediff.adaptive import BudgetExceeded as BudgetExceeded
     from odediff.adaptive import solve as solve
@@ -36,6 +37,7 @@ _HOME = {
     "Model": "model",
     "Plan": "plans",
     "Sampler": "sampling",
+    "analysis": "analysis",
     "cite": "methods",
     "load": "model",
     "plan": "methods",
@@ -52,6 +54,7 @@ __all__ = [
     "Plan",
     "Sampler",
     "__version__",
+    "analysis",
     "cite",
     "load",
     "plan",

@@ -1,17 +1,17 @@
-"""Problems whose flow is known, and a numpy executor written from the definition of a plan."""
+"""Problems whose flow is known, and a numpy executor written from the definition of a plan, not the library's."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 
 from odediff import schedule as schedules
+from odediff.analysis.problems import Denoiser
+from odediff.analysis.problems import gaussian as gaussian
+from odediff.analysis.problems import gaussian_flow as gaussian_flow
+from odediff.analysis.problems import mixture as mixture
 from odediff.plans import Plan
 from odediff.schedule import Array, Schedule
 from odediff.spaces import space_pair
-
-Denoiser = Callable[[Array, float, float], Array]  # (x, alpha, sigma) -> E[x0 | x]
 
 SCHEDULES: dict[str, Schedule] = {
     "linear": schedules.linear(),
@@ -22,32 +22,6 @@ SCHEDULES: dict[str, Schedule] = {
     "flow": schedules.flow(),
     "zero_snr": schedules.linear().zero_terminal_snr(),
 }
-
-
-def gaussian(mean: float, std: float) -> Denoiser:
-    """The exact denoiser of N(mean, std^2) data."""
-    return lambda x, alpha, sigma: mean + alpha * std**2 * (x - alpha * mean) / (alpha**2 * std**2 + sigma**2)
-
-
-def gaussian_flow(x: Array, start: tuple[float, float], end: tuple[float, float], mean: float, std: float) -> Array:
-    """The probability-flow ODE of N(mean, std^2) data from (alpha, sigma) to (alpha', sigma'), in closed form."""
-    (a, s), (a2, s2) = start, end
-    return a2 * mean + np.hypot(a2 * std, s2) / np.hypot(a * std, s) * (x - a * mean)
-
-
-def mixture(centres: Array, std: float) -> Denoiser:
-    """The exact denoiser of an equal mixture of N(c, std^2 I), centres (M, D), states (N, D)."""
-
-    def denoise(x: Array, alpha: float, sigma: float) -> Array:
-        v = alpha**2 * std**2 + sigma**2
-        gap = x[:, None, :] - alpha * centres
-        log = -0.5 * (gap**2).sum(-1) / v
-        weight = np.exp(log - log.max(1, keepdims=True))
-        weight /= weight.sum(1, keepdims=True)
-        means = centres + alpha * std**2 / v * gap
-        return (weight[..., None] * means).sum(1)
-
-    return denoise
 
 
 _WEIGHTS = np.random.default_rng(5).normal(size=(4, 4)) / 2

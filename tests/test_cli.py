@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 import odediff
+from odediff import analysis
 from odediff.adaptive import solve
 from odediff.cli import main, make_parser
 from odediff.cli import train as train_command
@@ -99,22 +100,57 @@ def test_sample_reports_what_an_adaptive_solver_used(tiny, tmp_path, capsys):
     assert 3 < int(loose["evaluations"]) < want.nfe
 
 
-def test_plan_prints_the_table(capsys):
+def table_and_verdict(said: str) -> tuple[str, list[list[str]]]:
+    """What `plan` prints: the table, and below it `name  value` lines, of which several may be warnings."""
+    table, verdict = said.split("\n\n")
+    return table, [re.split(r"\s{2,}", line, maxsplit=1) for line in verdict.splitlines()]
+
+
+def test_plan_prints_the_table_and_its_verdict(capsys):
     said = run(capsys, "plan ddim --nfe 6 --schedule flow --grid uniform --eta 0.5")
     plan = odediff.plan("ddim", odediff.schedule.flow(), nfe=6, grid="uniform", eta=0.5)
-    assert said == f"{plan}\n"
+    table, verdict = table_and_verdict(said)
+    assert table == f"{plan}"
+    order = analysis.observed_order("ddim", odediff.schedule.flow(), grid="uniform", eta=0.5).order["gaussian"]
+    factors = analysis.amplification(plan)
+    assert verdict == [
+        ["order", f"1; observed, start-up rows included: {order:.2f} on Gaussian data"],
+        ["amplification", f"{factors.max():.3g} in row {factors.argmax()}, the largest"],
+    ]
+
+
+def test_plan_prints_the_orders_of_deterministic_methods_on_both_problems(capsys):
+    _, verdict = table_and_verdict(run(capsys, "plan rk4 --nfe 20"))
+    found = analysis.observed_order("rk4", odediff.schedule.linear()).order
+    assert verdict[0][1] == (
+        f"4; observed, start-up rows included: {found['gaussian']:.2f} on Gaussian data, "
+        f"{found['mixture']:.2f} on a mixture"
+    )
+
+
+def test_plan_prints_warnings(capsys):
+    _, verdict = table_and_verdict(run(capsys, "plan ipndm --nfe 8 --grid karras"))
+    plan = odediff.plan("ipndm", odediff.schedule.linear(), nfe=8, grid="karras")
+    assert verdict[2:] == [["warning", said] for said in analysis.warnings(plan)]
+    assert len(verdict) == 3
+
+
+def test_plan_draws_the_plan(tmp_path, capsys):
+    table, _ = table_and_verdict(run(capsys, f"plan rk4 --nfe 9 --plot {tmp_path / 'plan.png'}"))
+    assert table == str(odediff.plan("rk4", odediff.schedule.linear(), nfe=9))
+    assert min(pixels(tmp_path / "plan.png").shape[:2]) > 400
 
 
 def test_plan_as_json_loses_no_bit(tmp_path, capsys):
     want = odediff.plan("rk4", odediff.schedule.linear(), nfe=9)
-    assert run(capsys, f"plan rk4 --nfe 9 --json {tmp_path / 'plan.json'}") == f"{want}\n"
+    assert run(capsys, f"plan rk4 --nfe 9 --json {tmp_path / 'plan.json'}").startswith(f"{want}\n\n")
     assert odediff.Plan.from_json((tmp_path / "plan.json").read_text()) == want
     assert odediff.Plan.from_json(run(capsys, "plan rk4 --nfe 9 --json -")) == want
 
 
 def test_plan_takes_a_models_schedule(tiny, capsys):
     said = run(capsys, f"plan euler --nfe 4 --model {tiny}")
-    assert said == f"{odediff.plan('euler', odediff.schedule.cosine(), nfe=4)}\n"
+    assert said.startswith(f"{odediff.plan('euler', odediff.schedule.cosine(), nfe=4)}\n\n")
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -128,7 +164,8 @@ def test_commands_that_need_no_network_load_no_torch(command):
         "import sys, odediff.cli\n"
         f"try: odediff.cli.main({shlex.split(command)!r})\n"
         "except SystemExit: pass\n"
-        "print(sorted({'torch', 'PIL', 'tqdm', 'safetensors', 'torchdiffeq'} & set(sys.modules)), file=sys.stderr)"
+        "slow = {'torch', 'PIL', 'tqdm', 'safetensors', 'torchdiffeq', 'matplotlib'}\n"
+        "print(sorted(slow & set(sys.modules)), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout
@@ -247,6 +284,8 @@ def test_without_a_command_the_help_is_shown(capsys):
         ("plan rk9", "unknown solver 'rk9'; choose euler"),
         ("plan rk4 --eta 1", "'eta'"),
         ("plan rk4 --nfe 9 --json no/such/plan.json", "no/such/plan.json"),
+        ("plan rk4 --nfe 9 --plot no/such/plan.png", "no folder no/such"),
+        ("plan rk4 --nfe 9 --plot plan.txt", ".png"),
         ("info nowhere", "no model 'nowhere'"),
         ("train --out run", "--data is missing"),
         ("train --out run --resume", "nothing to resume in run"),
@@ -314,7 +353,7 @@ def test_an_interrupt_is_one_line_and_exit_code_130(tiny, images, tmp_path, caps
 def test_the_module_is_the_command():
     argv = ["plan", "rk4", "--nfe", "6"]
     done = subprocess.run([sys.executable, "-m", "odediff", *argv], capture_output=True, text=True, check=True)
-    assert done.stdout == f"{odediff.plan('rk4', odediff.schedule.linear(), nfe=6)}\n"
+    assert done.stdout.startswith(f"{odediff.plan('rk4', odediff.schedule.linear(), nfe=6)}\n\norder ")
     done = subprocess.run([sys.executable, "-m", "odediff", "plan", "rk9"], capture_output=True, text=True)
     assert (done.returncode, done.stderr[:16]) == (2, "odediff: error: ")
 

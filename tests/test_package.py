@@ -22,6 +22,7 @@ PUBLIC = {
     "Plan",
     "Sampler",
     "__version__",
+    "analysis",
     "cite",
     "load",
     "plan",
@@ -229,10 +230,13 @@ def test_blocks_keep_their_line_numbers():
 
 
 @pytest.mark.slow
-def test_the_readmes_python_runs(repository, tmp_path):
-    program = python_blocks((repository / "README.md").read_text())
-    assert "odediff.sample(" in program
-    script = tmp_path / "README.py"
+@pytest.mark.parametrize(
+    ("page", "holds"), [("README.md", "odediff.sample("), ("docs/analysis.md", "analysis.stability(")]
+)
+def test_the_python_of_a_page_runs(page, holds, repository, tmp_path):
+    program = python_blocks((repository / page).read_text())
+    assert holds in program
+    script = tmp_path / "page.py"
     script.write_text(program)
     done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

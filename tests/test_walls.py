@@ -1,6 +1,7 @@
 """The walls of the design, read from the imports: who may know of whom.
 
-1. The numpy side (schedule, spaces, grids, plans, trace, methods, analysis) never imports torch.
+1. The numpy side (schedule, spaces, grids, plans, trace, methods, analysis) never imports torch. Two doors lead out of
+   analysis, both opened only in the call that needs them: `networks` for a `Model`, and matplotlib for a plot.
 2. Executors know no methods: only the function `sample` turns a name into a plan.
 3. Training knows no sampling.
 4. No import cycles, and no public function shares its module's name.
@@ -19,6 +20,7 @@ import odediff
 
 PACKAGE = Path(odediff.__file__).parent
 NUMPY_SIDE = ("schedule", "spaces", "grids", "plans", "trace", "methods", "analysis")
+NETWORKS = "odediff.analysis.networks"  # the torch side of analysis
 EXECUTORS = ("step", "noise", "running", "graph", "onnx", "kernels")
 
 
@@ -97,21 +99,35 @@ def loaded_after(code: str) -> set[str]:
     return set(run.stdout.split())
 
 
+def numpy_side() -> list[str]:
+    return [m for m in modules_of(*NUMPY_SIDE) if m != NETWORKS]
+
+
 def test_the_numpy_side_imports_nothing_but_numpy_and_itself():
-    modules = modules_of(*NUMPY_SIDE)
+    modules = numpy_side()
     assert len(modules) >= len(NUMPY_SIDE)
     allowed = {"numpy", "__future__", *sys.stdlib_module_names}
-    outside = {t for t in imported(modules) if t.split(".")[0] not in {*allowed, "odediff"}}
+    outside = {t for t in imported(modules) if t.split(".")[0] not in {*allowed, "odediff", "matplotlib"}}
     assert outside == set()
-    house = {t for t in imported(modules, typing_too=True) if t.split(".")[0] == "odediff"}
-    assert house - set(modules) == set()
+    house = {t for t in imported(modules) if t.split(".")[0] == "odediff"}
+    assert house - set(modules) == {NETWORKS}
+    typed = {t for t in imported(modules, typing_too=True) if t.split(".")[0] == "odediff"}
+    assert typed - house <= {"odediff.model"}  # what `work_precision` measures besides a `Problem`
+
+
+def test_the_two_doors_of_the_numpy_side_open_lazily():
+    found = {m: [i for i in imports_of(m, SOURCES) if not i.typing_only] for m in numpy_side()}
+    to_torch = {(m, i.within, i.at_import_time) for m, known in found.items() for i in known if i.target == NETWORKS}
+    assert to_torch == {("odediff.analysis.precision", "_runs", False)}
+    plots = {(m, i.at_import_time) for m, known in found.items() for i in known if reaches({i.target}, "matplotlib")}
+    assert plots == {("odediff.analysis.plotting", False)}
 
 
 @pytest.mark.parametrize("name", NUMPY_SIDE)
 def test_the_numpy_side_runs_without_torch(name):
     loaded = loaded_after(f"import odediff.{name}")
     assert f"odediff.{name}" in loaded
-    assert reaches(loaded, "torch", "torchdiffeq", "PIL") == set()
+    assert reaches(loaded, "torch", "torchdiffeq", "PIL", "matplotlib") == set()
 
 
 def test_compiling_a_plan_never_loads_torch():

@@ -60,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "odediff").startswith("odediff"):
             raise  # a defect of this package, not of the machine
-        print(f"odediff: error: this command needs {error.name}: pip install {error.name}", file=sys.stderr)
+        needs = f"this command needs {error.name}: pip install {error.name}"
+        print(f"odediff: error: {error if 'pip install' in str(error) else needs}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:  # `train` says in it how to go on
         print(f"odediff: {str(stop) or 'interrupted'}", file=sys.stderr)

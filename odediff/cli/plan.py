@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from .. import methods
+from .. import analysis, methods
 from .. import schedule as schedules
-from .options import Commands, add_command, add_plan_options, given
+from ..plans import Plan
+from .options import Commands, add_command, add_plan_options, given, print_facts
 
+_DATA = {"gaussian": "Gaussian data", "mixture": "a mixture"}
 SCHEDULES = ("linear", "scaled_linear", "cosine", "sigmoid", "edm", "flow")
 
 _DESCRIPTION = """\
 Compile a solver on a noise schedule and print its table. One row is one
 evaluation of the network:
-  x[i+1] = a[i] x[i] + sum_j b[i,j] d[i-j] + c[i] z[i]"""
+  x[i+1] = a[i] x[i] + sum_j b[i,j] d[i-j] + c[i] z[i]
+Below it: the order of convergence, the row that amplifies rounding the most,
+and what is to be said against the plan."""
 
 _EPILOG = """\
 examples:
   odediff plan rk4 --nfe 20
   odediff plan unipc_3 --nfe 8 --schedule cosine --grid logsnr
   odediff plan ddim --nfe 50 --eta 1 --model mnist
-  odediff plan dpmpp_2m --nfe 10 --json plan.json"""
+  odediff plan dpmpp_2m --nfe 10 --json plan.json --plot plan.png"""
 
 
 def add(commands: Commands) -> None:
@@ -40,19 +46,35 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--json", metavar="FILE", help="write the plan there too, without losing a bit; - prints only that"
     )
+    parser.add_argument("--plot", metavar="FILE", help="draw the plan there (.png, .svg or .pdf)")
 
 
 def run(args: argparse.Namespace) -> None:
     schedule, snap = _schedule(args)
-    plan = methods.plan(args.solver, schedule, args.nfe, snap=snap, **given(args, "grid", "eta", "variance"))
+    options = given(args, "grid", "eta", "variance")
+    plan = methods.plan(args.solver, schedule, args.nfe, snap=snap, **options)
+    if args.plot:
+        analysis.draw(plan, args.plot)
     if args.json == "-":
         print(plan.to_json())
         return
     if args.json:
         Path(args.json).write_text(plan.to_json() + "\n")
     print(plan)
-    if args.json:
-        print(f"written to {args.json}", file=sys.stderr)
+    print()
+    print_facts(_verdict(plan, schedule, options))
+    for file in filter(None, (args.json, args.plot)):
+        print(f"written to {file}", file=sys.stderr)
+
+
+def _verdict(plan: Plan, schedule: schedules.Schedule, options: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What the table is worth: its order, its rounding, and the warnings."""
+    observed = analysis.observed_order(plan.method, schedule, **options).order
+    seen = ", ".join(f"{order:.2f} on {_DATA[key]}" for key, order in observed.items())
+    yield "order", f"{methods.METHODS[plan.method].order}; observed, start-up rows included: {seen}"
+    factors = analysis.amplification(plan)
+    yield "amplification", f"{factors.max():.3g} in row {factors.argmax()}, the largest"
+    yield from (("warning", said) for said in analysis.warnings(plan))
 
 
 def _schedule(args: argparse.Namespace) -> tuple[schedules.Schedule, bool]:

@@ -1,0 +1,65 @@
+"""What can be said against a plan from its table alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ..plans import Plan
+from ..schedule import Array
+from .growth import stability
+from .plotting import check_path, figure, over_rows, save, style
+
+LIMIT = 100.0  # a row that amplifies more leaves float32 with 5 of its 7 digits
+
+
+def amplification(plan: Plan, *, plot: str | Path | None = None) -> Array:
+    """`Plan.amplification`, (S,): how much a row amplifies rounding. A value of A loses log10 A digits.
+
+    plot: a file to draw it to.
+    """
+    check_path(plot)
+    factors = plan.amplification
+    if plot is not None:
+        canvas, (axes,) = figure(1)
+        axes.plot(factors, **style(0))
+        over_rows(axes, "amplification of rounding", log=True)
+        axes.set_title(f"{plan.method or 'plan'}, {plan.nfe} evaluations")
+        save(canvas, plot)
+    return factors
+
+
+def warnings(plan: Plan) -> list[str]:
+    """What a user of this plan should know before running it, a sentence each; most plans get none.
+
+    A check is a function of a plan that yields sentences; `CHECKS` holds them all.
+    """
+    return [said for check in CHECKS for said in check(plan)]
+
+
+def _rounding(plan: Plan) -> Iterator[str]:
+    factors = amplification(plan)
+    rows = np.flatnonzero(factors > LIMIT)
+    if len(rows):
+        worst = int(factors.argmax())
+        digits = max(0.0, np.log10(2.0**23 / factors[worst]))
+        yield (
+            f"{len(rows)} of {plan.nfe} rows amplify rounding more than {LIMIT:g} times, row {worst} "
+            f"{factors[worst]:.3g} times: a float32 state keeps {digits:.1f} digits there; "
+            "use more evaluations, a lower order or another grid"
+        )
+
+
+def _growth(plan: Plan) -> Iterator[str]:
+    found = stability(plan)
+    m, i = np.unravel_index(found.growth.argmax(), found.growth.shape)
+    if found.growth[m, i] > LIMIT:
+        yield (
+            f"unstable: on Gaussian data of std {found.scales[m]:g} an error in row {i} grows {found.growth[m, i]:.3g} "
+            "times by the end; use more evaluations, a lower order or another grid"
+        )
+
+
+CHECKS: tuple[Callable[[Plan], Iterator[str]], ...] = (_rounding, _growth)
