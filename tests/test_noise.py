@@ -2,10 +2,14 @@
 
 import hashlib
 import math
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,6 +90,7 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+FROZEN = "9232c9980740167f8ca16de5e04b6255d51e2df4660dd47eccc7e3763cd156de"
 KNOWN = [  # Random123's kat_vectors, philox4x32 10
     ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
     ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
@@ -120,13 +125,27 @@ def test_a_draw_is_the_nearest_float32() -> None:
     assert int((got != want).sum()) <= 2
 
 
+def digest(device: str) -> str:
+    """SHA-256 of 98,910 values in float32."""
+    total = hashlib.sha256()
+    for row, seed in enumerate((7, [2**64 - 1, 3, 2**32] * 21)):
+        total.update(draw(seed, row, 63, (785,), torch.float32, device).cpu().numpy().tobytes())
+    return total.hexdigest()
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_bits_of_a_draw_are_frozen(device: str) -> None:
     """A machine, a device or a release of torch that draws one bit differently breaks every seed there is."""
-    digest = hashlib.sha256()
-    for row, seed in enumerate((7, [2**64 - 1, 3, 2**32] * 21)):
-        digest.update(draw(seed, row, 63, (785,), torch.float32, device).cpu().numpy().tobytes())
-    assert digest.hexdigest() == "9232c9980740167f8ca16de5e04b6255d51e2df4660dd47eccc7e3763cd156de"
+    assert digest(device) == FROZEN
+
+
+def test_the_machines_vector_instructions_do_not_matter() -> None:
+    """torch as it runs on a machine without AVX."""
+    tests = str(Path(__file__).parent)
+    script = f"import sys; sys.path.insert(0, {tests!r}); import test_noise; print(test_noise.digest('cpu'))"
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": "default"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert (done.stdout.strip(), done.returncode) == (FROZEN, 0), done.stderr
 
 
 SIZES = (*range(1, 34), 63, 64, 65, 127, 255, 257, 784, 785, 1023, 4097)
