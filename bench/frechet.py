@@ -80,7 +80,7 @@ def nearest(samples: Tensor, train: Tensor) -> float:
 def draw(model: odediff.Model, solver: str, nfe: int, n: int, batch: int) -> Tensor:
     """n samples in [0, 1] on the CPU."""
     parts = [
-        odediff.sample(model, solver, nfe, n=min(batch, n - k), seed=k)
+        odediff.sample(model, solver, nfe, seed=range(k, min(k + batch, n)))
         for k in tqdm(range(0, n, batch), f"{solver} {nfe}")
     ]
     return (torch.cat(parts).cpu() + 1) / 2

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from .grids import times
 from .model import Model
-from .noise import fresh_seed
+from .noise import Seed
 from .running import Clip, clip_limits, evaluating, finish, start
 from .schedule import Array, Schedule
 from .step import clipped, conversion, mix
@@ -79,7 +79,7 @@ def solve(
     grid: str | ArrayLike | None = None,
     variable: str | None = None,
     n: int | None = None,
-    seed: int | None = None,
+    seed: Seed | None = None,
     noise: Tensor | None = None,
     clip: Clip = None,
     progress: bool = False,
@@ -102,7 +102,6 @@ def solve(
         raise ValueError(
             f"{solver} needs a network that takes any time; this model knows whole times only: use a multistep method"
         )
-    seed = fresh_seed() if seed is None else seed
     if solver in FIXED:
         if (rtol, atol, max_nfe) != (None, None, None):
             raise ValueError(f"{solver} is a fixed-step method: it takes nfe and grid, not rtol, atol or max_nfe")
@@ -123,7 +122,8 @@ def solve(
         t = np.array([model.schedule.t_max, model.schedule.t_min])
     problem = _Problem(model, variable, clip_limits(model, clip), budget, solver, t, progress)
     with evaluating(model), problem.bar:
-        return problem.run(start(model, float(np.hypot(*problem.scales(t[0]))), noise, n, seed), rtol, atol)
+        x, _ = start(model, float(np.hypot(*problem.scales(t[0]))), noise, n, seed)
+        return problem.run(x, rtol, atol)
 
 
 def _positive(name: str, value: float) -> float:

@@ -9,25 +9,24 @@ import torch
 from torch import Tensor, nn
 
 from .model import Model
-from .noise import checked_seed, normal
+from .noise import Seed, Streams, fresh_seed, normal, streams
 from .step import state_dtype
 
 Clip = bool | tuple[float, float] | None
 
 
-def start(model: Model, scale: float, noise: Tensor | None, n: int | None, seed: int) -> Tensor:
-    """x_T = scale * noise, (n, *model.shape), on the model's device; float64 if noise or network is, else float32.
+def start(model: Model, scale: float, noise: Tensor | None, n: int | None, seed: Seed | None) -> tuple[Tensor, Streams]:
+    """x_T = scale * noise, (n, *model.shape), on the model's device, and the streams of the rows' noise.
 
-    noise: unit normal, or None to draw it from `seed`.
-    ValueError: noise of the wrong kind, shape or dtype or not finite, n that contradicts it, n < 1, a bad seed.
+    x_T is float64 if noise or network is, else float32.  noise: unit normal, or None to draw it from `seed`; None is a
+    fresh one.
+    ValueError: noise of the wrong kind, shape or dtype or not finite, n that contradicts it; see `noise.streams`.
     """
-    seed = checked_seed(seed)
+    seed = fresh_seed() if seed is None else seed
     if noise is None:
-        n = 1 if n is None else n
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise ValueError(f"n = {n!r}: how many samples to draw, a whole number from 1 up")
+        batch = streams(seed, n)
         dtype = state_dtype(model.dtype or torch.float32)
-        return normal(seed, 0, n, model.shape, device=model.device, dtype=dtype).mul_(scale)
+        return normal(batch, 0, model.shape, device=model.device, dtype=dtype).mul_(scale), batch
     if not isinstance(noise, Tensor):
         raise ValueError(f"noise is a {type(noise).__name__}, expected a torch tensor; torch.from_numpy makes one")
     if noise.ndim == 0 or tuple(noise.shape[1:]) != model.shape or not len(noise):
@@ -38,9 +37,10 @@ def start(model: Model, scale: float, noise: Tensor | None, n: int | None, seed:
         raise ValueError(f"noise has dtype {noise.dtype}, expected a floating-point tensor")
     if not bool(torch.isfinite(noise).all()):
         raise ValueError("noise holds values that are not finite; draw it anew")
+    batch = streams(seed, len(noise))
     double = torch.float64 in (noise.dtype, model.dtype)
     device = noise.device if model.dtype is None else model.device  # a plain callable runs where its input is
-    return noise.to(device, torch.float64 if double else torch.float32) * scale
+    return noise.to(device, torch.float64 if double else torch.float32) * scale, batch
 
 
 def finish(model: Model, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from . import adaptive
 from .model import Model
-from .noise import fresh_seed, normal
+from .noise import Seed, normal
 from .plans import Plan
 from .running import Clip, clip_limits, evaluating, finish, start
 from .spaces import space_pair
@@ -57,27 +57,27 @@ class Sampler:
         noise: Tensor | None = None,
         *,
         n: int | None = None,
-        seed: int | None = None,
+        seed: Seed | None = None,
         callback: Callback | None = None,
         progress: bool = False,
     ) -> Tensor:
         """Samples of shape (n, *model.shape), clamped to the model's range, on the model's device.
 
         noise: unit normal start of shape (n, *model.shape); else drawn from `seed`.  n: how many; 1, or as many as
-        `noise`. seed: of start and row noise, a whole number from 0; None: a fresh one.
+        `noise` or `seed` hold.  seed: of start and row noise, whole numbers from 0: one, and sample k is (seed, k), or
+        a sequence with one per sample, each of which is (its seed, 0); None: a fresh one.
         callback: `callback(i, x, x0)` after row i, with the new state and the row's predicted x0; called under no_grad.
-        progress: show a bar.  ValueError: a noise of the wrong shape, n that contradicts it, a negative seed.
+        progress: show a bar.  ValueError: a noise of the wrong shape, n or seeds that contradict it, a negative seed.
         """
         model, plan = self.model, self.plan
-        seed = fresh_seed() if seed is None else seed
-        x = start(model, plan.prior_scale, noise, n, seed)
+        x, batch = start(model, plan.prior_scale, noise, n, seed)
         coefficients = zip(plan.t.tolist(), plan.a.tolist(), plan.b.tolist(), plan.c.tolist(), strict=True)
         history: list[Tensor] = []
         with evaluating(model), tqdm(total=plan.nfe, disable=not progress, desc=plan.method, unit="eval") as bar:
             for i, (t, a, b, c) in enumerate(coefficients):
                 out = model(x, t)
                 history = [self._predict(i, x, out), *history[: plan.depth - 1]]
-                z = normal(seed, i + 1, len(x), model.shape, device=x.device, dtype=x.dtype) if c else None
+                z = normal(batch, i + 1, model.shape, device=x.device, dtype=x.dtype) if c else None
                 old, x = x, advance(x, a, b, history, c, z)
                 if callback is not None:
                     callback(i, x.clone(), self._x0(i, old, out))
@@ -100,7 +100,7 @@ def sample(
     nfe: int | None = None,
     *,
     n: int | None = None,
-    seed: int | None = None,
+    seed: Seed | None = None,
     noise: Tensor | None = None,
     grid: str | ArrayLike | None = None,
     eta: float | None = None,

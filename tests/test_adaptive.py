@@ -13,6 +13,7 @@ from torch import Tensor
 import odediff
 from odediff import plan, sample
 from odediff.adaptive import ADAPTIVE, FIXED, VARIABLES, BudgetExceeded, solve
+from odediff.noise import normal, streams
 from odediff.schedule import Array, Schedule
 from odediff.spaces import space_pair
 
@@ -283,6 +284,19 @@ def test_float32_is_the_default_and_close_to_float64(solver: str) -> None:
     assert single.dtype == torch.float32 and double.dtype == torch.float64
     torch.testing.assert_close(single.double(), double, rtol=0, atol=2e-4)
     assert solve(model(Network()), solver, n=2, seed=0, **options).x.dtype == torch.float32
+
+
+@pytest.mark.parametrize("variable", VARIABLES)
+def test_seeds_start_the_flow(variable: str) -> None:
+    """A fixed-step method takes each sample by itself: the list's samples are those of its seeds, to the bit."""
+    draw = lambda seed, n=None: solve(model(Network()), "torchdiffeq:heun3", nfe=13, variable=variable, seed=seed, n=n)  # noqa: E731
+    x = draw([4, 2**63, 0]).x
+    assert torch.equal(x, torch.cat([draw(seed).x for seed in (4, 2**63, 0)]))
+    assert torch.equal(draw(4, 2).x[0], x[0]) and not torch.equal(draw(4, 2).x[1], x[1])
+    noise = normal(streams([4, 2**63, 0]), 0, (2,), device=torch.device("cpu"), dtype=torch.float32)
+    assert torch.equal(x, solve(model(Network()), "torchdiffeq:heun3", nfe=13, variable=variable, noise=noise).x)
+    with pytest.raises(ValueError, match="seed holds 2 seeds for n = 3 samples"):
+        draw([4, 5], 3)
 
 
 @pytest.mark.parametrize("variable", ["rho", "phi"])

@@ -91,6 +91,26 @@ def test_sample_without_options_draws_64_with_rk4_at_20(tiny, tmp_path, capsys, 
     assert (pixels(tmp_path / "samples.png") == np.asarray(image_grid(want))).all()
 
 
+@pytest.mark.parametrize(
+    ("options", "want"),
+    [
+        ("--seed 7 --n 3", {"seed": 7, "n": 3}),
+        ("--seed 7-7", {"seed": [7]}),
+        ("--seed 3,5,8", {"seed": [3, 5, 8]}),
+        ("--seed 0-4 --n 5", {"seed": [0, 1, 2, 3, 4]}),
+        ("--seed 0-2,9,1", {"seed": [0, 1, 2, 9, 1]}),
+        ("--seed '3, 18446744073709551615'", {"seed": [3, 2**64 - 1]}),
+    ],
+)
+@pytest.mark.parametrize("solver", ["ddpm", "torchdiffeq:euler"])
+def test_sample_takes_a_seed_for_all_or_one_for_each(tiny, tmp_path, capsys, solver, options, want):
+    out = tmp_path / "x.png"
+    run(capsys, f"sample {tiny} --solver {solver} --nfe 3 --out {out} {options}")
+    drawn = odediff.sample(odediff.load(tiny), solver, 3, **want)
+    assert len(drawn) == want.get("n", len(want["seed"]) if isinstance(want["seed"], list) else 0)
+    assert (pixels(out) == np.asarray(image_grid(drawn))).all()
+
+
 def test_sample_reports_what_an_adaptive_solver_used(tiny, tmp_path, capsys):
     command = f"sample {tiny} --solver bosh3 --n 2 --out {tmp_path / 'x.png'}"
     loose = facts(run(capsys, f"{command} --rtol 1e-1 --atol 1e-1"))
@@ -275,6 +295,14 @@ def test_without_a_command_the_help_is_shown(capsys):
         ("sample TINY --nfe 2", "nearest: 5"),
         ("sample TINY --n 0", "--n must be 1 or more"),
         ("sample TINY --seed=-1", "seed = -1"),
+        ("sample TINY --seed 0-7 --n 5", "seed holds 8 seeds for n = 5 samples"),
+        ("sample TINY --seed 3,18446744073709551616", "seed[1] = 18446744073709551616"),
+        ("sample TINY --seed 3,", "argument --seed: '' in '3,' is no seed; write 7, 0-63 or 3,5,8"),
+        ("sample TINY --seed 1.5", "'1.5' in '1.5' is no seed"),
+        ("sample TINY --seed 3,-1", "'-1' in '3,-1' is no seed"),
+        ("sample TINY --seed 1-2-3", "'1-2-3' in '1-2-3' is no seed"),
+        ("sample TINY --seed 7-3", "'7-3' must count up"),
+        ("sample TINY --seed 0-18446744073709551615", "no more than a million seeds"),
         ("sample TINY --out no/such/folder/x.png", "no folder no/such/folder"),
         ("sample TINY --out x.txt", ".png"),
         ("sample TINY --device abacus", "abacus"),

@@ -12,7 +12,7 @@ from torch import Tensor
 import odediff
 from odediff import Sampler, plan, sample
 from odediff import schedule as schedules
-from odediff.noise import normal
+from odediff.noise import Seed, normal, streams
 from odediff.schedule import Array, Schedule
 from odediff.spaces import SPACES, space_pair
 
@@ -65,9 +65,10 @@ def unit(n: int = 5, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(n, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(4)).to(dtype)
 
 
-def exact(p: odediff.Plan, noise: Tensor, seed: int = 0, denoise: Denoiser = MIXTURE) -> list[Array]:
+def exact(p: odediff.Plan, noise: Tensor, seed: Seed = 0, denoise: Denoiser = MIXTURE) -> list[Array]:
     """Every state of the plan by the numpy executor, from the same noises."""
-    rows = [normal(seed, i + 1, len(noise), (2,), device=CPU, dtype=torch.float64).numpy() for i in range(p.nfe)]
+    batch = streams(seed, len(noise))
+    rows = [normal(batch, i + 1, (2,), device=CPU, dtype=torch.float64).numpy() for i in range(p.nfe)]
     return run(p, denoise, np.hypot(p.alpha[0], p.sigma[0]) * noise.double().numpy(), np.array(rows))
 
 
@@ -336,6 +337,14 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"seed": -1, "noise": unit(), "solver": "ddpm"}, "seed = -1 "),
     ({"seed": -1, "noise": unit(), "solver": "dopri5"}, "seed = -1 "),
     ({"seed": 0.5}, "seed = 0.5 "),
+    ({"seed": "0-7"}, "seed = '0-7' must be a whole number"),
+    ({"seed": [3, -1]}, r"seed\[1\] = -1 "),
+    ({"seed": [3, -1], "noise": unit(2), "solver": "dopri5"}, r"seed\[1\] = -1 "),
+    ({"seed": []}, "seed holds no seeds; give one per sample"),
+    ({"seed": [3, 4], "n": 3}, "seed holds 2 seeds for n = 3 samples; give one per sample, or leave n out"),
+    ({"seed": [3, 4], "n": 3, "solver": "dopri5"}, "seed holds 2 seeds for n = 3 samples"),
+    ({"seed": [3, 4], "noise": unit()}, "seed holds 2 seeds for n = 5 samples"),
+    ({"seed": [3, 4], "noise": unit(), "solver": "ddpm"}, "seed holds 2 seeds for n = 5 samples"),
 ]
 
 
@@ -384,6 +393,36 @@ def test_seeds_repeat_and_differ(solver: str) -> None:
     assert torch.equal(draw(7, **given), draw(8, **given)) == (solver != "ddpm")
     if solver != "dopri5":  # whose error norm is over the batch
         assert torch.equal(draw(7, n=5)[:3], draw(7))
+
+
+@pytest.mark.parametrize("solver", ["rk4", "ddpm", "torchdiffeq:rk4"])
+def test_a_list_names_each_samples_noise(solver: str) -> None:
+    """Start and row noise of a sample go with its seed: alone, in any order and in any batch, to the bit."""
+    draw = lambda **options: sample(model(), solver, 9 if solver != "rk4" else 11, **options)  # noqa: E731
+    seeds = [8, 2**40, 3, 5, 3]
+    x = draw(seed=seeds)
+    assert x.shape == (5, 2) and torch.equal(draw(seed=torch.tensor(seeds), n=5), x) and torch.equal(x[2], x[4])
+    assert torch.equal(draw(seed=seeds[::-1]), x.flip(0))
+    for k, seed in enumerate(seeds):
+        assert torch.equal(draw(seed=[seed])[0], x[k]) and torch.equal(draw(seed=seed, n=3)[0], x[k])
+    assert torch.equal(draw(seed=range(3, 7)), torch.cat([draw(seed=range(3, 5)), draw(seed=range(5, 7))]))
+    assert not torch.equal(draw(seed=3, n=2)[1], draw(seed=[3, 4])[1])
+
+
+def test_the_rows_noise_goes_with_the_seeds_where_the_start_is_given() -> None:
+    p, noise = plan("ddpm", LINEAR, 7), unit(4)
+    x = Sampler(model(), p)(noise, seed=[6, 2, 9, 2**63])
+    np.testing.assert_allclose(x.numpy(), exact(p, noise, [6, 2, 9, 2**63])[-1], rtol=0, atol=1e-12)
+    assert torch.equal(Sampler(model(), p)(noise[1:3], seed=[2, 9]), x[1:3])
+
+
+def test_the_start_is_row_0_of_the_seeds() -> None:
+    """Times hypot(1, 80) on EDM's schedule, in float32."""
+    for seed in (7, [7, 1, 4]):
+        net = Network(schedule=SCHEDULES["edm"])
+        sample(model(net), "euler", 4, n=3, seed=seed)
+        want = normal(streams(seed, 3), 0, (2,), device=CPU, dtype=torch.float32)
+        torch.testing.assert_close(net.states[0], want * (80.0**2 + 1) ** 0.5, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("solver", ["euler", "ddpm", "torchdiffeq:euler"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ examples:
   odediff sample                                     64 digits, rk4, 20 evaluations
   odediff sample mnist --solver unipc_3 --nfe 8 --n 16
   odediff sample --solver ddim --nfe 50 --eta 1      stochastic
+  odediff sample --seed 3,5,8 --out three.png        the images of these seeds
   odediff sample --solver dopri5 --rtol 1e-3 --atol 1e-3 --max-nfe 200
   odediff sample runs/mine/model --out mine.png"""
 
@@ -47,9 +49,13 @@ def add(commands: Commands) -> None:
         metavar="N",
         help="evaluations of the network, exactly (default: 20); not for adaptive solvers",
     )
-    parser.add_argument("--n", type=int, default=64, metavar="N", help="how many images (default: 64)")
+    parser.add_argument("--n", type=int, metavar="N", help="how many images (default: 64, or one for each seed)")
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="the same seed draws the same images (default: 0)"
+        "--seed",
+        type=_seeds,
+        default=0,
+        metavar="N",
+        help="one for all images (default: 0), or one for each, as 0-63 or 3,5,8: the same seeds draw the same images",
     )
     parser.add_argument("--out", default="samples.png", metavar="FILE", help="the picture (default: samples.png)")
     add_plan_options(parser)
@@ -65,7 +71,7 @@ def add(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.n < 1:
+    if args.n is not None and args.n < 1:
         raise ValueError(f"--n must be 1 or more, got {args.n}")
     from ..adaptive import BudgetExceeded
     from ..images import check_path, save_images
@@ -78,10 +84,11 @@ def run(args: argparse.Namespace) -> None:
     options = given(args, "clip", "rtol", "atol", "max_nfe")
     if isinstance(solver, str):
         options |= given(args, "nfe", "grid", "eta")
+    n = 64 if args.n is None and isinstance(args.seed, int) else args.n
     calls = _count_calls(model)
     began = time.perf_counter()
     try:
-        x = sample(model, solver, n=args.n, seed=args.seed, progress=sys.stderr.isatty(), **options).cpu()
+        x = sample(model, solver, n=n, seed=args.seed, progress=sys.stderr.isatty(), **options).cpu()
     except BudgetExceeded as error:
         path = save_images(error.samples.cpu(), args.out, range=model.range)
         raise ValueError(f"{error}; they are in {path.resolve()}") from None
@@ -95,6 +102,22 @@ def run(args: argparse.Namespace) -> None:
             ("picture", path.resolve()),
         ]
     )
+
+
+def _seeds(text: str) -> int | list[int]:
+    """One seed, or a list: "7" is 7, "7-7" is [7], "0-2,9" is [0, 1, 2, 9]."""
+    if re.fullmatch(r"-?\d+", text):
+        return int(text)
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        if match is None:
+            raise argparse.ArgumentTypeError(f"{part!r} in {text!r} is no seed; write 7, 0-63 or 3,5,8")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not first <= last < first + 10**6:
+            raise argparse.ArgumentTypeError(f"{part!r} must count up, and over no more than a million seeds")
+        seeds.extend(range(first, last + 1))
+    return seeds
 
 
 def _solver(args: argparse.Namespace, model: Model) -> str | Plan:
