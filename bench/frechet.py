@@ -32,6 +32,7 @@ import odediff
 
 SETTINGS = ["ddim:10", "ddim:20", "ddim:50", "ddim:100", "rk4:20"]
 REAL = "real"
+ENGINES = {"torch": "", "OpenVINO": "f32", "OpenVINO-bf16": "bf16"}  # the precision it computes in
 ORDER = ["training images", "test images + noise 0.1", "test images, blurred 3x3", *SETTINGS]
 
 
@@ -122,16 +123,15 @@ def add(rows: list[dict[str, Any]], digest: str, batch: int, folder: Path) -> li
 def table(rows: list[dict[str, Any]], batch: int) -> str:
     """A Markdown table."""
     lines = [
-        "| images | n | FD(mnist_cnn128) | precision | recall | RMS to nearest training image |",
-        "|---|---|---|---|---|---|",
+        "| images | n | FD(mnist_cnn128) | precision | recall | RMS to nearest training image | network run by |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         scores = " | ".join(f"{row[key]:.2f}" for key in ("FD", "precision", "recall"))
-        lines.append(f"| {row['images']} | {row['n']} | {scores} | {row['nearest']:.3f} |")
+        lines.append(f"| {row['images']} | {row['n']} | {scores} | {row['nearest']:.3f} | {row['engine']} |")
     env = environment()
     commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
-    engines = " and ".join(dict.fromkeys(row["engine"] for row in rows if row["engine"]))
-    where = f"{env['device']}, torch {env['torch']}, commit {commits}, batch {batch}, network run by {engines}"
+    where = f"{env['device']}, torch {env['torch']}, commit {commits}, batch {batch}"
     note = f"Measured by `bench/frechet.py` on {where}."
     return "\n".join([*lines, "", note])
 
@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=10_000)
     parser.add_argument("--batch", type=int, default=100)
     parser.add_argument(
-        "--openvino", action="store_true", help="run the network on OpenVINO, one thread, checked first"
+        "--engine", choices=ENGINES, default="torch", help="what runs the network; OpenVINO: one thread, checked first"
     )
     parser.add_argument(
         "--settings", nargs="*", default=[REAL, *SETTINGS], help="SOLVER:NFE or real; nothing: only the table"
@@ -157,14 +157,14 @@ def main() -> None:
     with np.load(args.data / "mnist.npz") as data:
         train, test = (torch.from_numpy(data[key])[:, None].float() / 255 for key in ("x_train", "x_test"))
     real, rows, digest = features(test), [], fingerprint(model.net)
-    if args.openvino:
+    if args.engine != "torch":
         from engine import openvino_network
 
-        model.net = openvino_network(model.net, model.shape, args.batch)
+        model.net = openvino_network(model.net, model.shape, args.batch, ENGINES[args.engine])
     if not args.settings:
         rows = add([], digest, args.batch, args.out)
     for setting in args.settings:
-        engine = "" if setting == REAL else "OpenVINO" if args.openvino else "torch"
+        engine = "" if setting == REAL else args.engine
         if setting == REAL:
             noise = 0.1 * torch.randn(test.shape, generator=torch.Generator().manual_seed(0))
             sets = {
