@@ -1,0 +1,118 @@
+"""Our coefficients are the peers': live where they are installed, and from a file everywhere.
+
+`parity_cases` says what is compared with what, `peers` how a peer is read.
+"""
+
+import importlib.util
+from importlib import metadata
+
+import frozen
+import numpy as np
+import pytest
+from parity_cases import CASES, SCHEDULES, STEPS, Case, cells, settings
+from peers import Probe, difference, kdiffusion, probe_diffusers, unroll
+
+from odediff.methods import plan
+
+SETTINGS = [(case, schedule) for case in CASES for schedule in case.on]
+each_setting = pytest.mark.parametrize(
+    ("case", "schedule"), SETTINGS, ids=[f"{c.name}={c.method}-{'+'.join(c.spacings)}-{s}" for c, s in SETTINGS]
+)
+
+
+@pytest.fixture(scope="module")
+def kept() -> dict[str, Probe]:
+    return frozen.load()[0]
+
+
+def spacings(case: Case, schedule: str) -> list[str]:
+    return [spacing for on, spacing in settings(case) if on == schedule]
+
+
+def require(*modules: str) -> None:
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module} is not installed; its frozen coefficients are compared")
+
+
+@each_setting
+def test_equals_the_peer(case: Case, schedule: str) -> None:
+    """In float64 to rounding, and to the peer's own float32 as it comes."""
+    require(*case.needs)
+    for spacing in spacings(case, schedule):
+        for steps, probe, ours in cells(case, schedule, spacing):
+            where = f"{spacing}, {steps} steps"
+            assert difference(case.compared(ours), case.compared(probe.states)) < case.wide, where
+            if case.library == "diffusers":
+                narrow = case.read(schedule, spacing, steps, wide=False)
+                assert difference(case.compared(ours), case.compared(narrow.states)) < case.narrow, where
+
+
+@each_setting
+def test_equals_the_frozen_peer(case: Case, schedule: str, kept: dict[str, Probe]) -> None:
+    for spacing in spacings(case, schedule):
+        probe = kept[frozen.key(case, schedule, spacing)]
+        ours = unroll(case.plan(schedule, probe))
+        assert difference(case.compared(ours), case.compared(probe.states)) < case.wide, spacing
+
+
+@each_setting
+def test_the_peer_is_as_it_was_frozen(case: Case, schedule: str, kept: dict[str, Probe]) -> None:
+    require(*case.needs)
+    for spacing in spacings(case, schedule):
+        live = case.read(schedule, spacing, frozen.steps_of(case, schedule))
+        old = kept[frozen.key(case, schedule, spacing)]
+        assert difference(live.states, old.states) < case.wide
+        np.testing.assert_allclose(live.t, old.t, rtol=1e-12)
+        np.testing.assert_allclose(live.rho, old.rho, rtol=1e-12)
+
+
+def test_the_file_holds_every_setting_and_the_versions_installed(kept: dict[str, Probe]) -> None:
+    assert set(kept) == {frozen.key(case, *setting) for case in CASES for setting in settings(case)}
+    assert frozen.PATH.stat().st_size < 300_000
+    for peer, version in frozen.load()[1].items():
+        if importlib.util.find_spec(peer.replace("-", "_")) is not None:
+            assert metadata.version(peer) == version, "read the peers again: python bench/parity.py --freeze"
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name}={case.method}")
+def test_what_is_left_out_differs(case: Case, kept: dict[str, Probe]) -> None:
+    """A `tail` is no excuse: the states it leaves out are others than ours, on every schedule."""
+    for schedule, spacing in settings(case) if case.tail else []:
+        probe = kept[frozen.key(case, schedule, spacing)]
+        ours = unroll(case.plan(schedule, probe))
+        assert difference(ours[-case.tail :], probe.states[-case.tail :]) > 1e-7, (schedule, spacing)
+
+
+@pytest.mark.parametrize(
+    ("name", "evaluations"), [("DDIM", 20), ("DPMSolverMultistep", 20), ("PNDM", 29), ("HeunDiscrete", 39)]
+)
+def test_evaluations_of_twenty_steps(name: str, evaluations: int) -> None:
+    require("diffusers")
+    assert probe_diffusers(name, 20, {}).nfe == evaluations
+
+
+def test_a_probe_reads_the_sampler_and_not_the_probe() -> None:
+    """A foreign sampler whose matrix is known: three Euler steps of k-diffusion, by hand."""
+    require("k_diffusion", "scipy")
+    sampling = kdiffusion()
+    assert sampling.sample_euler.__module__ == "_kdiffusion.sampling"
+    from peers import probe_kdiffusion
+
+    states = probe_kdiffusion("euler", np.array([3.0, 2.0, 0.5, 0.0])).states
+    want = np.zeros((4, 8))
+    want[:, 0] = 1.0
+    want[1:, 1], want[2:, 2], want[3, 3] = -1.0, -1.5, -0.5
+    np.testing.assert_allclose(states, want, atol=1e-15)
+
+
+def test_a_wrong_coefficient_does_not_pass() -> None:
+    """The bound tells 2M as published from 2M integrated exactly, and a step to the wrong time, by far."""
+    times = np.linspace(999.0, 0.0, STEPS[0])
+    published, exact = (
+        unroll(plan(name, SCHEDULES["linear"], STEPS[0], times, **frame))
+        for name, frame in (("dpmpp_2m", {}), ("ab2", {"space": "x0", "variable": "lam"}))
+    )
+    assert difference(exact, published) > 1e-2
+    shifted = unroll(plan("dpmpp_2m", SCHEDULES["linear"], STEPS[0], times + np.eye(1, STEPS[0], 3)[0]))
+    assert difference(shifted, published) > 1e-4
