@@ -94,15 +94,22 @@ class _Wide:
 
 
 @contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings of the peers' own code: numpy functions on tensors, options that are to go away."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "__array|.*deprecated", DeprecationWarning)
+        warnings.filterwarnings("ignore", ".*deprecated", FutureWarning)
+        yield
+
+
+@contextlib.contextmanager
 def _replaced(module: types.ModuleType, **names: Any) -> Iterator[None]:
+    """These names of a module stand for others, as far as it has them."""
     old = {name: vars(module)[name] for name in names if name in vars(module)}
     default = torch.get_default_dtype()
     vars(module).update({name: names[name] for name in old})
     try:
-        with warnings.catch_warnings():
-            # numpy functions on tensors (DEIS), "algorithm_type dpmsolver is deprecated"
-            warnings.filterwarnings("ignore", "__array|.*deprecated", DeprecationWarning)
-            warnings.filterwarnings("ignore", ".*deprecated", FutureWarning)
+        with quiet():
             yield
     finally:
         vars(module).update(old)
