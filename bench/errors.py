@@ -27,7 +27,7 @@ from odediff.grids import GRIDS
 from odediff.methods import plan
 
 NFE = (5, 10, 20, 50)
-METHODS = [name for name, method in odediff.METHODS.items() if name != "ddpm"]
+METHODS = [name for name, method in odediff.METHODS.items() if name == "ddim" or not method.stochastic]
 # Worth trying: the natural variable of each space, and those in which lam's infinite ends are finite.
 CANDIDATES = [("eps", "lam"), ("eps", "rho"), ("x0", "lam"), ("flow", "t"), ("flow", "tau"), ("flow", "phi")]
 

@@ -39,11 +39,12 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _print_all() -> None:
-    print(f"{'solver':<10}{'order':>6}{'per step':>10}{'smallest nfe':>14}  {'noise':<6}{'grid':<11}source")
+    width = max(map(len, METHODS)) + 1
+    print(f"{'solver':<{width}}{'order':>6}{'per step':>10}{'smallest nfe':>14}  {'noise':<6}{'grid':<11}source")
     for name, method in METHODS.items():
         numbers = f"{method.order:>6}{method.stages:>10}{method.min_nfe:>14}"
         noise = "yes" if method.stochastic else ""
-        print(f"{name:<10}{numbers}  {noise:<6}{method.grid:<11}{method.source}, {method.where}")
+        print(f"{name:<{width}}{numbers}  {noise:<6}{method.grid:<11}{method.source}, {method.where}")
     names = sorted(path.parent.name for path in _BUNDLED.glob("*/model.json"))
     print()
     print_facts([("grids", ", ".join(GRIDS)), ("bundled models", ", ".join(names) or "none")])

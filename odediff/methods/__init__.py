@@ -70,7 +70,7 @@ def plan(
         a=a,
         b=b,
         c=c,
-        overdispersed=full.get("variance") == "fixed_large",
+        overdispersed=method.overdispersed(full),
         method=name,
         args={"grid": grid if isinstance(grid, str) else "explicit", "variable": frame[1], "snap": snap, **full},
         schedule=schedule.fingerprint,

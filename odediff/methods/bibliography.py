@@ -36,6 +36,24 @@ BIBTEX = {
   booktitle = {International Conference on Learning Representations},
   year = {2023}, eprint = {2204.13902}, archivePrefix = {arXiv}
 }""",
+    "liu2022": """@inproceedings{liu2022,
+  author = {Liu, Luping and Ren, Yi and Lin, Zhijie and Zhao, Zhou},
+  title = {Pseudo Numerical Methods for Diffusion Models on Manifolds},
+  booktitle = {International Conference on Learning Representations},
+  year = {2022}, eprint = {2202.09778}, archivePrefix = {arXiv}
+}""",
+    "lu2022a": """@inproceedings{lu2022a,
+  author = {Lu, Cheng and Zhou, Yuhao and Bao, Fan and Chen, Jianfei and Li, Chongxuan and Zhu, Jun},
+  title = {{DPM-Solver}: A Fast {ODE} Solver for Diffusion Probabilistic Model Sampling in Around 10 Steps},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year = {2022}, eprint = {2206.00927}, archivePrefix = {arXiv}
+}""",
+    "crowson2022": """@misc{crowson2022,
+  author = {Crowson, Katherine},
+  title = {k-diffusion},
+  howpublished = {\\url{https://github.com/crowsonkb/k-diffusion}},
+  year = {2022}
+}""",
     "lu2022b": """@article{lu2022b,
   author = {Lu, Cheng and Zhou, Yuhao and Bao, Fan and Chen, Jianfei and Li, Chongxuan and Zhu, Jun},
   title = {{DPM-Solver++}: Fast Solver for Guided Sampling of Diffusion Probabilistic Models},
@@ -46,5 +64,12 @@ BIBTEX = {
   title = {{UniPC}: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models},
   booktitle = {Advances in Neural Information Processing Systems},
   year = {2023}, eprint = {2302.04867}, archivePrefix = {arXiv}
+}""",
+    "xue2023": """@inproceedings{xue2023,
+  author = {Xue, Shuchen and Yi, Mingyang and Luo, Weijian and Zhang, Shifeng and Sun, Jiacheng and
+    Li, Zhenguo and Ma, Zhi-Ming},
+  title = {{SA-Solver}: Stochastic {Adams} Solver for Fast Sampling of Diffusion Models},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year = {2023}, eprint = {2309.05019}, archivePrefix = {arXiv}
 }""",
 }

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..schedule import Array
-from . import multistep, stochastic
+from . import edm, linear, multistep, sde, singlestep, stochastic
 from . import tableaus as rk
 from .frame import FRAMES, VARIABLES
 
@@ -23,6 +23,8 @@ class Method:
     stages: evaluations of a full step.  min_nfe: the smallest budget with one full-order step.
     frames: the (space, variable) pairs it may run in, the default first; where alpha(t_max) = 0 makes that singular,
     the next. grid: default time grid.  args: options of `run`.  source: key in `BIBTEX`; where: equation or section.
+    stochastic: some options add noise; the order is then the weak one.  overdispersed: whether these options add more
+    noise than the rows conserve.  split: the evaluations of each step for a budget, where steps differ.
     """
 
     run: Callable[..., Array]
@@ -35,9 +37,13 @@ class Method:
     min_nfe: int = 1
     args: Mapping[str, Any] = field(default_factory=dict)
     stochastic: bool = False
+    overdispersed: Callable[[Mapping[str, Any]], bool] = lambda args: False
+    split: Callable[[int], list[int]] | None = None
 
     def layout(self, nfe: int) -> list[int]:
         """Evaluations of each step; they sum to nfe."""
+        if self.split is not None:
+            return self.split(nfe)
         return [1] * nfe if self.stages == 1 else rk.layout(self.stages, nfe)
 
 
@@ -57,8 +63,14 @@ def _adams(order: int, space: str, variable: str, grid: str) -> Method:
     return Method(run, order, "hairer1993", "III.5, variable steps", frames, grid, min_nfe=order + 1)
 
 
+def _dpm_solver(stages: int, frames: tuple[tuple[str, str], ...], source: str, where: str) -> Method:
+    return Method(singlestep.dpm_solver, stages, source, where, frames, "quadratic", stages=stages, min_nfe=stages + 1)
+
+
 _EULER = tuple((space, _NATURAL[space]) for space in ("x0", "eps", "v", "flow"))
 _X0 = (("x0", "lam"),)
+_EPS = (("eps", "lam"),)
+_RHO = (("eps", "rho"),)
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
@@ -75,6 +87,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "uniform",
             args={"variance": "fixed_small"},
             stochastic=True,
+            overdispersed=lambda args: args["variance"] == "fixed_large",
         ),
         "heun": _runge_kutta(rk.HEUN, 2, "karras2022", "Algorithm 1 in (eps, rho)", "quadratic"),
         "midpoint": _runge_kutta(rk.MIDPOINT, 2, "hairer1993", "II.1, eq. 1.3", "quadratic"),
@@ -94,6 +107,86 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         ),
         "unipc_3": Method(
             partial(multistep.unipc, order=3), 4, "zhao2023", "B_2(h), data", _X0, "quadratic", min_nfe=4
+        ),
+        "dpm_2": _dpm_solver(2, _EPS, "lu2022a", "Algorithm 1, r1 = 1/2"),
+        "dpm_3": _dpm_solver(3, _EPS, "lu2022a", "Algorithm 2, r1 = 1/3, r2 = 2/3"),
+        "dpm_fast": Method(
+            singlestep.dpm_solver,
+            3,
+            "lu2022a",
+            "DPM-Solver-fast, section 3.4",
+            _EPS,
+            "quadratic",
+            stages=3,
+            min_nfe=5,
+            split=singlestep.fast,
+        ),
+        "dpmpp_2s": _dpm_solver(2, _X0, "lu2022b", "Algorithm 1, r = 1/2"),
+        "dpmpp_3s": _dpm_solver(3, _X0, "lu2022b", "authors' code"),
+        "lms": Method(linear.lms, 4, "crowson2022", "sample_lms", _RHO, "quadratic", min_nfe=5, args={"order": 4}),
+        "pndm": Method(
+            linear.pndm,
+            2,
+            "liu2022",
+            "F-PNDM, eq. 11 to 13",
+            (("eps", "t"),),
+            "quadratic",
+            min_nfe=13,
+            split=partial(linear.with_start, [4, 4, 4]),
+        ),
+        "plms": Method(
+            linear.pndm,
+            2,
+            "liu2022",
+            "eq. 11, 12; start as in diffusers' skip_prk_steps",
+            (("eps", "t"),),
+            "quadratic",
+            min_nfe=6,
+            split=partial(linear.with_start, [2]),
+        ),
+        "heun_churn": Method(
+            edm.heun_churn,
+            2,
+            "karras2022",
+            "Algorithm 2, Table 5",
+            _RHO,
+            "quadratic",
+            stages=2,
+            min_nfe=3,
+            args={"s_churn": 40.0, "s_tmin": 0.05, "s_tmax": 50.0, "s_noise": 1.003},
+            stochastic=True,
+            overdispersed=lambda args: args["s_noise"] > 1,
+        ),
+        "euler_ancestral": Method(
+            sde.euler_ancestral,
+            1,
+            "crowson2022",
+            "sample_euler_ancestral",
+            _X0,
+            "quadratic",
+            args={"eta": 1.0},
+            stochastic=True,
+        ),
+        "sde_dpmpp_2m": Method(
+            sde.sde_dpmpp_2m,
+            2,
+            "lu2022b",
+            "SDE-DPM-Solver++(2M)",
+            _X0,
+            "quadratic",
+            min_nfe=3,
+            stochastic=True,
+        ),
+        "sa_solver": Method(
+            sde.sa_solver,
+            2,
+            "xue2023",
+            "eq. 15 and 18, data prediction",
+            _X0,
+            "quadratic",
+            min_nfe=4,
+            args={"tau": 1.0, "predictor": 3, "corrector": 3, "s_tmin": 0.0, "s_tmax": None},
+            stochastic=True,
         ),
     }
 )
