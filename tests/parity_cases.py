@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from peers import Probe, probe_azula, probe_diffusers, probe_kdiffusion, unroll
+from peers import FLOW_START, Probe, probe_azula, probe_diffusers, probe_kdiffusion, unroll
 
 from odediff import schedule as schedules
 from odediff.methods import plan
-from odediff.plans import Plan
 from odediff.schedule import Array, Schedule
 
 STEPS = (7, 13, 20, 23)  # 20 alone divides 1000; a peer changes its orders at 15
@@ -26,7 +25,7 @@ SCHEDULES: dict[str, Schedule] = {
     "scaled_linear": schedules.scaled_linear(),
     "cosine": schedules.cosine(),
     "edm": schedules.edm(),
-    "flow": schedules.flow(t_max=0.98),  # eps is singular at t = 1
+    "flow": schedules.flow(t_max=FLOW_START),
 }
 TABLES = ("linear", "scaled_linear", "cosine")
 _BETAS = {
@@ -90,25 +89,37 @@ class Case:
         """The peer's coefficients. wide: float64 for peers that compute in float32."""
         library, sampler = self.peer.split(":")
         if library == "diffusers":
-            options = {**_BETAS[schedule], **_SPACINGS.get(spacing, {}), **self.options}
+            options = {**_BETAS.get(schedule, {}), **_SPACINGS.get(spacing, {}), **self.options}
             if sampler == "IPNDM":  # has a schedule of its own, unless it is given one
                 options = {"trained_betas": [*_sigmas(schedule, steps), 0.0]}
             begin = crashes(self, schedule, spacing)
             return probe_diffusers(sampler, steps, options, wide=wide, call=dict(self.call), begin=begin)
         if library == "k-diffusion":
+            more: dict[str, Any] = {"exploding": schedule == "edm", **self.options}
+            if sampler == "dpm_fast":  # `steps` evaluations, and it ends at sigma_min
+                return probe_kdiffusion(sampler, _levels(SCHEDULES[schedule], spacing, steps // 3 + 2), n=steps, **more)
             rho = np.append(_levels(SCHEDULES[schedule], spacing, steps), 0.0)
-            return probe_kdiffusion(sampler, rho, exploding=schedule == "edm", **self.options)
+            if "s_churn" in more:  # where ours can hold it: below the largest level when raised
+                more["s_tmax"] = float(rho[0] / 1.5)
+            return probe_kdiffusion(sampler, rho, **more)
         return probe_azula(sampler, steps, _azula(SCHEDULES[schedule]), **self.options)
 
-    def plan(self, schedule: str, probe: Probe) -> Plan:
-        """Our method on the peer's grid."""
-        ours = SCHEDULES[schedule]
-        rho = np.minimum(probe.rho[:-1], ours.rho(ours.t_max))
-        return plan(self.method, ours, probe.nfe, ours.t_of_rho(rho), **self.args)
+    def pair(self, schedule: str, probe: Probe) -> tuple[Array, Array]:
+        """Our states and the peer's, as far as they are compared.
 
-    def compared(self, states: Array) -> Array:
-        """The states that are compared."""
-        return states[: len(states) - self.tail]
+        A peer that ends above sigma = 0 is compared with a plan of one row more, up to the state before that row; one
+        whose last step has no length, up to that step.
+        """
+        ours, rho, n = SCHEDULES[schedule], probe.rho, probe.nfe
+        still = rho[-1] > rho[-2] * (1 - 1e-9)
+        starts = np.minimum(rho if rho[-1] > 0 and not still else rho[:-1], ours.rho(ours.t_max))
+        args = dict(self.args)
+        if "s_churn" in args:
+            args["s_tmax"] = float(rho[0] / 1.5)
+        made = plan(self.method, ours, n + len(starts) - len(rho) + 1, ours.t_of_rho(starts), **args)
+        columns = np.r_[0 : 1 + n, 1 + made.nfe : 2 + made.nfe + n]
+        end = n + 1 - self.tail - int(still)
+        return unroll(made)[:end, columns], probe.states[:end]
 
 
 _DULL = ("clip_sample",)
@@ -137,6 +148,17 @@ def _azula(schedule: Schedule) -> Callable[[torch.Tensor], tuple[torch.Tensor, t
     return scales
 
 
+_EPS = {"space": "eps"}
+_RHO = {"space": "eps", "variable": "rho"}
+_EXTRAPOLATES = "its last step, from the lowest time to sigma = 0, is of full order too; ours is DDIM's"
+_NO_CLIP = {"clip_sample": False}
+_ABOVE = {"final_sigmas_type": "sigma_min"}
+# Stable Diffusion's: the last step goes from t = 1 to the noise of t = 0.
+_OFFSET = {"set_alpha_to_one": False, "steps_offset": 1}
+# Its table is sigma, from which float32 has alpha to 1e-5 at best, and not at all on cosine.
+_SIGMA_TABLE = {"on": ("linear", "scaled_linear"), "narrow": 5e-3}
+
+
 def _divides(steps: int) -> bool:
     return 1000 % steps == 0
 
@@ -145,13 +167,14 @@ def _short(steps: int) -> bool:
     return steps < 15
 
 
-_RHO = {"space": "eps", "variable": "rho"}
-_EPS = {"space": "eps"}
-_EXTRAPOLATES = "its last step, from the lowest time to sigma = 0, is of full order too; ours is DDIM's"
-_ENDS_ABOVE = "it ends at sigma_min, ours at sigma = 0"
-# Its table is sigma, from which float32 has alpha to 1e-5 at best, and not at all on cosine.
-_SIGMA_TABLE = {"on": ("linear", "scaled_linear"), "narrow": 5e-3}
-_NO_CLIP = {"clip_sample": False}
+def _halves(steps: int) -> bool:
+    return 1000 // steps % 2 == 0
+
+
+def _ddpm(variance: str, spacings: tuple[str, ...], tail: int = 0) -> Case:
+    options, args = {**_NO_CLIP, "variance_type": variance}, {"variance": variance}
+    why = "it adds noise to the sample, 1e-10 z or sqrt(beta) z" if tail else ""
+    return Case("diffusers:DDPM", "ddpm", options, args=args, spacings=spacings, tail=tail, why=why)
 
 
 def _dpmpp(method: str, spacings: tuple[str, ...] = (*CONTINUOUS, "logsnr"), **options: Any) -> Case:
@@ -159,70 +182,88 @@ def _dpmpp(method: str, spacings: tuple[str, ...] = (*CONTINUOUS, "logsnr"), **o
     return Case("diffusers:DPMSolverMultistep", method, options, args=args, spacings=spacings)
 
 
-def _deis(order: int, **more: Any) -> Case:
+def _deis(order: int) -> Case:
     options = {"solver_order": order, "lower_order_final": False}
-    args = {"space": "eps", "variable": "lam"} if order > 1 else {"space": "eps"}
+    args = {"space": "eps", "variable": "lam"} if order > 1 else _EPS
     method = f"ab{order}" if order > 1 else "euler"
-    return Case("diffusers:DEISMultistep", method, options, args=args, spacings=CONTINUOUS, tail=1, why=_ENDS_ABOVE)
+    return Case("diffusers:DEISMultistep", method, options, args=args, spacings=CONTINUOUS)
 
 
+def _pndm(method: str, spacing: str, fits: Callable[[int], bool] = lambda steps: True, **more: Any) -> Case:
+    options = {"skip_prk_steps": method == "plms", **more}
+    tail, why = (1, _EXTRAPOLATES) if more.get("set_alpha_to_one") else (0, "")
+    return Case("diffusers:PNDM", method, options, spacings=(spacing,), fits=fits, tail=tail, why=why)
+
+
+_WHOLE = {"lower_order_final": False}
 DIFFUSERS = (
     Case("diffusers:DDIM", "ddim", _NO_CLIP, spacings=("leading",)),
     Case("diffusers:DDIM", "ddim", _NO_CLIP, spacings=("trailing",), fits=_divides),
+    Case("diffusers:DDIM", "ddim", {**_NO_CLIP, **_OFFSET}, spacings=("leading",)),
     Case("diffusers:DDIM", "ddim", _NO_CLIP, {"eta": 0.5}, {"eta": 0.5}, spacings=("leading",)),
     Case("diffusers:DDIM", "ddim", _NO_CLIP, {"eta": 1.0}, {"eta": 1.0}, spacings=("leading",)),
-    Case("diffusers:DDPM", "ddpm", _NO_CLIP, spacings=("leading", "linspace")),
-    *(
-        Case(
-            "diffusers:DDPM",
-            "ddpm",
-            {**_NO_CLIP, "variance_type": variance},
-            args={"variance": variance},
-            spacings=spacings,
-            tail=tail,
-            why="it adds noise to the sample, 1e-10 z or sqrt(beta) z" if tail else "",
-        )
-        for variance, spacings, tail in (
-            ("fixed_large", ("leading", "linspace"), 0),
-            ("fixed_small", ("trailing",), 1),
-            ("fixed_large", ("trailing",), 1),
-        )
-    ),
+    _ddpm("fixed_small", ("leading", "linspace")),
+    _ddpm("fixed_large", ("leading", "linspace")),
+    _ddpm("fixed_small", ("trailing",), tail=1),
+    _ddpm("fixed_large", ("trailing",), tail=1),
     _dpmpp("dpmpp_2m"),
+    _dpmpp("dpmpp_2m", DISCRETE, **_WHOLE, **_ABOVE),
     _dpmpp("ab2", solver_type="heun"),
-    _dpmpp("dpmpp_3m", solver_order=3, lower_order_final=False),
+    _dpmpp("dpmpp_3m", solver_order=3, **_WHOLE),
+    _dpmpp("dpmpp_3m", DISCRETE, solver_order=3, **_WHOLE, **_ABOVE),
+    _dpmpp("sde_dpmpp_2m", algorithm_type="sde-dpmsolver++"),
+    Case("diffusers:DPMSolverSinglestep", "dpmpp_2s", {"lower_order_final": True}, spacings=("exponential",)),
     Case("diffusers:UniPCMultistep", "unipc_2", spacings=CONTINUOUS),
+    *(
+        Case("diffusers:UniPCMultistep", f"unipc_{p}", {"solver_order": p, **_WHOLE, **_ABOVE}, spacings=DISCRETE)
+        for p in (2, 3)
+    ),
     Case(
         "diffusers:UniPCMultistep",
         "unipc_3",
         {"solver_order": 3},
-        spacings=CONTINUOUS,
+        spacings=("karras", "exponential"),
         tail=2,
         why="its last two steps are of orders 2 and 1, ours of orders 3 and 1",
     ),
     Case("diffusers:EulerDiscrete", "euler", args=_EPS, spacings=CONTINUOUS),
-    Case("diffusers:EulerAncestralDiscrete", "ddim", args={"eta": 1.0}, spacings=DISCRETE),
+    Case("diffusers:EulerDiscrete", "euler", _ABOVE, args=_EPS, spacings=("leading", "trailing")),
+    Case("diffusers:EulerAncestralDiscrete", "euler_ancestral", spacings=DISCRETE),
     Case("diffusers:HeunDiscrete", "heun", args=_EPS, spacings=CONTINUOUS),
-    Case("diffusers:LMSDiscrete", "ab4", args=_RHO, spacings=CONTINUOUS, tail=1, why=_EXTRAPOLATES, fits=_short),
+    Case("diffusers:KDPM2Discrete", "dpm_2", spacings=("linspace", "karras"), on=("linear",), fits=_short),
+    Case("diffusers:LMSDiscrete", "lms", spacings=CONTINUOUS, tail=1, why=_EXTRAPOLATES, fits=_short),
     _deis(1),
     _deis(2),
     _deis(3),
     Case("diffusers:IPNDM", "ipndm", spacings=("uniform",), tail=1, why=_EXTRAPOLATES, **_SIGMA_TABLE),
+    _pndm("plms", "leading", set_alpha_to_one=True),
+    _pndm("plms", "trailing", _divides, set_alpha_to_one=True),
+    _pndm("plms", "leading", **_OFFSET),
+    _pndm("pndm", "leading", _halves, set_alpha_to_one=True),
+    Case("diffusers:FlowMatchEulerDiscrete", "euler", args={"space": "flow"}, spacings=("uniform",), on=("flow",)),
+    Case("diffusers:FlowMatchHeunDiscrete", "heun", args={"space": "flow"}, spacings=("uniform",), on=("flow",)),
 )
 
 _K = {"spacings": ("karras", "exponential", "uniform"), "on": ("linear", "cosine", "edm")}
+_CHURN = {"s_churn": 3.0, "s_noise": 1.003}
 KDIFFUSION = (
     Case("k-diffusion:euler", "euler", args=_EPS, **_K),
     Case("k-diffusion:heun", "heun", args=_EPS, **_K),
-    Case("k-diffusion:lms", "ab4", args=_RHO, tail=1, why=_EXTRAPOLATES, **_K),
+    Case("k-diffusion:heun", "heun_churn", _CHURN, args={**_CHURN, "s_tmin": 0.0}, **_K),
+    Case("k-diffusion:lms", "lms", tail=1, why=_EXTRAPOLATES, **_K),
     Case("k-diffusion:lms", "ab3", {"order": 3}, args=_RHO, tail=1, why=_EXTRAPOLATES, **_K),
+    Case("k-diffusion:dpm_2", "dpm_2", **_K),
+    Case("k-diffusion:dpm_fast", "dpm_fast", **{**_K, "spacings": ("exponential",)}),
+    Case("k-diffusion:dpmpp_2s_ancestral", "dpmpp_2s", {"eta": 0.0}, **_K),
     Case("k-diffusion:dpmpp_2m", "dpmpp_2m", **_K),
     Case("k-diffusion:dpmpp_2m_sde", "dpmpp_2m", {"eta": 0.0}, **_K),
+    Case("k-diffusion:dpmpp_2m_sde", "sde_dpmpp_2m", **_K),
     Case("k-diffusion:euler_ancestral", "ddim", args={"eta": 1.0}, **_K),
-    Case("k-diffusion:euler_ancestral", "ddim", {"eta": 0.5}, args={"eta": 0.5}, **_K),
+    Case("k-diffusion:euler_ancestral", "euler_ancestral", {"eta": 0.5}, args={"eta": 0.5}, **_K),
+    Case("k-diffusion:euler_ancestral", "euler_ancestral", {"eta": 1.5}, args={"eta": 1.5}, **_K),
 )
 
-_A = {"spacings": ("uniform",), "on": ("linear", "cosine", "edm", "flow"), "tail": 1, "why": _ENDS_ABOVE}
+_A = {"spacings": ("uniform",), "on": ("linear", "cosine", "edm", "flow")}
 
 
 def _azula_adams(sampler: str, space: str, variable: str, on: tuple[str, ...] = _A["on"]) -> tuple[Case, ...]:
@@ -233,6 +274,7 @@ def _azula_adams(sampler: str, space: str, variable: str, on: tuple[str, ...] = 
 
 AZULA = (
     Case("azula:Euler", "euler", args=_EPS, **_A),
+    Case("azula:Heun", "heun", args=_EPS, **_A),
     Case("azula:DDPM", "ddpm", **_A),
     Case("azula:DDIM", "ddim", {"eta": 0.25}, args={"eta": 0.5}, **_A),
     *_azula_adams("zAB", "eps", "rho"),
@@ -249,15 +291,9 @@ def settings(case: Case) -> list[tuple[str, str]]:
     return [(schedule, spacing) for schedule in case.on for spacing in case.spacings]
 
 
-def cells(case: Case, schedule: str, spacing: str) -> list[tuple[int, Probe, Array]]:
-    """Per number of steps: the peer in float64, and our states on its grid."""
-    read = [(steps, case.read(schedule, spacing, steps)) for steps in STEPS if case.fits(steps)]
-    return [(steps, probe, unroll(case.plan(schedule, probe))) for steps, probe in read]
-
-
 def crashes(case: Case, schedule: str, spacing: str) -> bool:
     """Where diffusers rounds its first two times to the same one, starts at the second and runs past the end.
 
     `set_begin_index(0)` tells it where to start.
     """
-    return schedule == "cosine" and spacing in ("karras", "exponential") and "Multistep" in case.peer
+    return schedule == "cosine" and spacing in ("karras", "exponential") and case.peer.endswith("step")

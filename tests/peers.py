@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import inspect
 import sys
 import types
 import warnings
@@ -32,6 +33,8 @@ from odediff.plans import Plan
 from odediff.schedule import Array
 from odediff.spaces import space_pair
 
+FLOW_START = 0.98  # at sigma = 1 there is no signal, and eps says nothing
+_SCHEDULERS: dict[str, Any] = {}  # some take half a second to construct; set_timesteps starts them anew
 EXPLODING = ("Euler", "EulerAncestral", "LMS", "Heun", "KDPM2", "KDPM2Ancestral")
 
 
@@ -136,7 +139,10 @@ def probe_diffusers(
     tape: list[Tape] = []
     with _replaced(module, randn_tensor=lambda *_, **__: tape[0].noise(), **names):
         torch.set_default_dtype(dtype)
-        scheduler = cls(**options)
+        key = repr((name, wide, sorted(options.items())))
+        scheduler = _SCHEDULERS.get(key) or _SCHEDULERS.setdefault(key, cls(**options))
+        if name.startswith("FlowMatch"):
+            scheduler.sigma_max = FLOW_START
         scheduler.set_timesteps(steps)
         if begin:
             scheduler.set_begin_index(0)
@@ -147,39 +153,51 @@ def probe_diffusers(
             scale = tuple(float((1 + scheduler.sigmas[k].double() ** 2) ** 0.5) for k in (0, -1))
         x = f.start * scale[0]
         for t in scheduler.timesteps:
-            seen = scheduler.scale_model_input(x, t)
-            out = f(seen, t)
-            if name == "IPNDM":  # it takes its input for v = alpha eps - sigma x0, and recovers eps = alpha v + sigma x
-                index = scheduler.step_index or 0
-                out = (out - scheduler.betas[index] * x) / scheduler.alphas[index]
-            x = scheduler.step(out, t, x, **(call or {})).prev_sample
+            eps = f(scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x, t)
+            x = scheduler.step(_output(name, scheduler, x, eps), t, x, **(call or {})).prev_sample
         return f.probe(x / scale[1], _levels(scheduler))
+
+
+def _output(name: str, scheduler: Any, x: Tensor, eps: Tensor) -> Tensor:
+    """What the scheduler takes for the output of its network, where its network says eps."""
+    index = getattr(scheduler, "step_index", None) or 0
+    if name == "IPNDM":  # v = alpha eps - sigma x0, of which it recovers eps = alpha v + sigma x
+        return (eps - scheduler.betas[index] * x) / scheduler.alphas[index]
+    if name.startswith("FlowMatch"):  # eps - x0
+        sigma = scheduler.sigmas[index]
+        return (eps - x) / (1 - sigma)
+    return eps
 
 
 def _levels(scheduler: Any) -> Array:
     """rho where the steps start, and where the last one ends."""
+    times = scheduler.timesteps.tolist()
+    if hasattr(scheduler, "order_list"):  # a step of order k starts k - 1 evaluations earlier
+        starts = [i for i, order in enumerate(scheduler.order_list) if order == 1]
+        return scheduler.sigmas.double().numpy()[[*starts, len(times)]]
     if hasattr(scheduler, "sigmas"):
         sigmas = scheduler.sigmas.double().numpy()
         if scheduler.order == 2:  # every place but the first and the last is listed twice
-            last = len(scheduler.timesteps)
-            sigmas = np.array([sigmas[0], *sigmas[1:last:2], sigmas[last]])
-        return sigmas
+            sigmas = np.array([sigmas[0], *sigmas[1 : len(times) : 2], sigmas[len(times)]])
+        return sigmas / (1 - sigmas) if "FlowMatch" in type(scheduler).__name__ else sigmas
     if hasattr(scheduler, "ets") and not hasattr(scheduler, "alphas_cumprod"):
         return (scheduler.betas / scheduler.alphas).double().numpy()
-    abar = scheduler.alphas_cumprod.double().numpy()
-    places = abar[list(dict.fromkeys(scheduler.timesteps.tolist()))]
-    end = getattr(scheduler, "final_alpha_cumprod", getattr(scheduler, "one", None))
-    return np.sqrt((1 - np.append(places, float(end))) / np.append(places, float(end)))
+    if len(getattr(scheduler, "prk_timesteps", ())):  # three Runge-Kutta steps of four evaluations
+        times = [*times[:12:4], *times[12:]]
+    abar = scheduler.alphas_cumprod.double().numpy()[list(dict.fromkeys(times))]
+    end = float(getattr(scheduler, "final_alpha_cumprod", getattr(scheduler, "one", None)))
+    return np.sqrt((1 - np.append(abar, end)) / np.append(abar, end))
 
 
-def probe_kdiffusion(name: str, rho: Array, *, exploding: bool = True, **options: Any) -> Probe:
+def probe_kdiffusion(name: str, rho: Array, *, exploding: bool = True, n: int = 0, **options: Any) -> Probe:
     """Read `k_diffusion.sampling.sample_{name}` on these sigmas, in float64.
 
     exploding: states as they are, alpha = 1; else x = state / sqrt(1 + rho^2), the variance-preserving one.
+    n: evaluations, for `dpm_fast`, which takes them and the two ends of its sigmas.
     """
     sampling = kdiffusion()
     sample = getattr(sampling, f"sample_{name}")
-    if "noise_sampler" in sample.__code__.co_varnames:
+    if "noise_sampler" in inspect.signature(sample).parameters:
         options["noise_sampler"] = lambda *_: tape[0].noise()
     sigmas = torch.tensor(rho, dtype=torch.float64)
     tape: list[Tape] = []
@@ -193,10 +211,12 @@ def probe_kdiffusion(name: str, rho: Array, *, exploding: bool = True, **options
     def run(nfe: int) -> Tensor:
         tape[:] = [Tape(nfe, torch.float64)]
         noises = types.SimpleNamespace(**{**vars(torch), "randn_like": lambda x: tape[0].noise()})
+        given = (float(sigmas[-1]), float(sigmas[0]), n) if n else (sigmas,)
         with _replaced(sampling, torch=noises):
-            return sample(network, tape[0].start * scale(sigmas[0]), sigmas, disable=True, **options)
+            torch.set_default_dtype(torch.float64)
+            return sample(network, tape[0].start * scale(sigmas[0]), *given, disable=True, **options)
 
-    run(2 * len(rho))
+    run(n or 2 * len(rho))
     end = run(len(tape[0].states))
     return tape[0].probe(end / scale(sigmas[-1]), rho)
 
