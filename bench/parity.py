@@ -2,7 +2,7 @@
 
     difference    the largest difference of two coefficients, relative to the largest that their column has held so far
 
-The peers run unmodified on one-hot outputs (`tests/peers.py`), on the cases that the tests hold (`tests/parity_cases.py`).
+The peers run unmodified on one-hot outputs (`tests/peers.py`), on the cases of the tests (`tests/parity_cases.py`).
 
     python bench/parity.py                 measure, write bench/results/parity.json and the tables of docs/parity.md
     python bench/parity.py --freeze        read the peers again into tests/data/peers.npz, and measure
@@ -189,7 +189,8 @@ def main() -> None:
     print(write("parity", {"peers": versions, "equal": equal, "faults": found}, args.out))
     env = environment()
     said = ", ".join(f"{peer} {version}" for peer, version in versions.items())
-    note = f"Measured by `bench/parity.py` with {said}, torch {env['torch']}, numpy {env['numpy']}, commit {env['commit']}."
+    made = f"torch {env['torch']}, numpy {env['numpy']}, commit {env['commit']}"
+    note = f"Measured by `bench/parity.py` with {said}, {made}."
     write_block("equal", equal_table(equal) + "\n\n" + note, PAGE)
     for name, text in fault_tables(found).items():
         write_block(name, text, PAGE)

@@ -76,6 +76,22 @@ class Plan:
         return bool(np.any(self.c))
 
     @property
+    def amplification(self) -> Array:
+        """How much a row may amplify rounding, (S,): the sum of what it adds up, over the size of what comes out.
+
+            (|a_i| r_i + sum_j |b_ij| q_{i-j} + |c_i|) / r_{i+1},    r = hypot(alpha, sigma),  q = hypot(u, w)
+
+        for unit data, where r is the size of a state and q that of a prediction. 1 to 20 is normal. float32 has 24
+        bits, of which a row of 2^k leaves 24 - k.
+        """
+        rows, depth = self.b.shape
+        size = np.hypot(*space_pair(self.space, self.alpha[:-1], self.sigma[:-1]))
+        source = np.maximum(np.arange(rows)[:, None] - np.arange(depth), 0)
+        r = np.hypot(self.alpha, self.sigma)
+        total: Array = (np.abs(self.a) * r[:-1] + (np.abs(self.b) * size[source]).sum(1) + np.abs(self.c)) / r[1:]
+        return total
+
+    @property
     def prior_scale(self) -> float:
         """The scale of x_T for unit normal noise, hypot(alpha[0], sigma[0]): 1 for variance-preserving schedules."""
         return float(np.hypot(self.alpha[0], self.sigma[0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from ..grids import times
 from ..plans import Plan
-from ..schedule import Schedule
+from ..schedule import Array, Schedule
 from ..spaces import SPACES
 from ..trace import Point, lower, probe
 from .bibliography import BIBTEX
@@ -17,6 +18,8 @@ from .frame import Grid, point
 from .registry import METHODS, Method
 
 __all__ = ["METHODS", "Method", "cite", "plan"]
+
+REFUSED = 2.0**17  # amplification of a row: of float32's 24 bits 7 are left, an error of one percent
 
 
 def plan(
@@ -28,6 +31,7 @@ def plan(
     space: str | None = None,
     variable: str | None = None,
     snap: bool = False,
+    end: float | None = None,
     **args: Any,
 ) -> Plan:
     """Compile a method on a schedule and a grid into a table of exactly `nfe` rows.
@@ -37,23 +41,29 @@ def plan(
         on EDM's), or else the method's default.
     space, variable: run in another frame than the default one (see `Method.frames`).
     snap: round the grid to integer times first, for networks that know no others.
+    end: the time of the final state where that is not sigma = 0, below the last of an explicit grid; no closed-form row
+        then, every step is the method's own.
     args: the method's own options: `eta` (ddim), `variance` (ddpm).
     ValueError: an unknown name, option, frame or grid; a budget that the method cannot meet, naming the nearest that
-    it can; a space that is singular at the start (alpha = 0); a grid that does not fit.
+    it can; a space that is singular at the start (alpha = 0); a grid that does not fit; rows that float32 cannot carry.
+    UserWarning: a multistep method lowers its order where its weights would lose float32 (`Plan.amplification` above
+    2^10); the times are in the plan's `args["lowered"]`.
     """
     method = _known(name)
     if not isinstance(schedule, Schedule):
         raise ValueError(f"schedule must be an odediff.schedule.Schedule such as schedule.linear(), got {schedule!r}")
-    full, nfe = _options(name, method, args), _budget(name, method, nfe)
-    layout = method.layout(nfe)
+    closing = end is None or end == schedule.t_end
+    full, nfe = (
+        _options(name, method, args),
+        _budget(name, method.min_nfe if closing else max(1, method.min_nfe - 1), nfe),
+    )
+    layout = method.layout(nfe, closing)
     grid = schedule.grid or method.grid if grid is None else grid
     t = times(schedule, grid, layout, snap=snap)
-    points = (*(point(schedule, float(value)) for value in t), Point(schedule.t_end, *_end(schedule)))
+    points = (*(point(schedule, float(value)) for value in t), _end(schedule, grid, t, None if closing else end))
     frame = _frame(name, method, space, variable, points[0])
-    states, visited = probe(
-        lambda f, x: method.run(f, x, Grid(schedule, *frame, points, tuple(layout)), **full),
-        nfe,
-    )
+    compiled = Grid(schedule, *frame, points, tuple(layout))
+    states, visited = probe(lambda f, x: method.run(f, x, compiled, **full), nfe)
     fed = np.array([p.t for p in visited])
     if snap and np.any(fed != np.rint(fed)):
         raise ValueError(
@@ -62,7 +72,8 @@ def plan(
         )
     a, b, c = lower(states)
     ends = [*visited, points[-1]]
-    return Plan(
+    lowered = sorted(set(compiled.lowered), reverse=True)
+    made = Plan(
         space=frame[0],
         t=fed,
         alpha=np.array([p.alpha for p in ends]),
@@ -72,9 +83,18 @@ def plan(
         c=c,
         overdispersed=method.overdispersed(full),
         method=name,
-        args={"grid": grid if isinstance(grid, str) else "explicit", "variable": frame[1], "snap": snap, **full},
+        args={
+            "grid": grid if isinstance(grid, str) else "explicit",
+            "variable": frame[1],
+            "snap": snap,
+            **({} if closing else {"end": float(points[-1].t)}),
+            **({"lowered": lowered} if lowered else {}),
+            **full,
+        },
         schedule=schedule.fingerprint,
     )
+    _check_amplification(name, made, lowered)
+    return made
 
 
 def cite(of: Plan | str) -> str:
@@ -97,17 +117,41 @@ def _options(name: str, method: Method, args: dict[str, Any]) -> dict[str, Any]:
     return {**method.args, **given}
 
 
-def _budget(name: str, method: Method, nfe: int) -> int:
-    if isinstance(nfe, bool) or not isinstance(nfe, (int, np.integer)) or nfe < method.min_nfe:
+def _budget(name: str, least: int, nfe: int) -> int:
+    if isinstance(nfe, bool) or not isinstance(nfe, (int, np.integer)) or nfe < least:
         raise ValueError(
-            f"{name} cannot meet nfe={nfe!r}: it takes any whole number from {method.min_nfe} up "
-            f"(nearest: {method.min_nfe}); ddim takes any from 1"
+            f"{name} cannot meet nfe={nfe!r}: it takes any whole number from {least} up (nearest: {least}); "
+            "ddim takes any from 1"
         )
     return int(nfe)
 
 
-def _end(schedule: Schedule) -> tuple[float, float]:
-    return float(schedule.alpha(schedule.t_end)), 0.0
+def _end(schedule: Schedule, grid: Any, t: Array, end: float | None) -> Point:
+    """The point of the final state."""
+    if end is None:
+        return Point(schedule.t_end, float(schedule.alpha(schedule.t_end)), 0.0)
+    if isinstance(grid, str):
+        raise ValueError(f"end = {end!r} needs an explicit grid: the grid {grid!r} runs to sigma = 0; give its times")
+    if not schedule.t_end <= end < t[-1]:
+        raise ValueError(f"end = {end!r} must lie in [{schedule.t_end:g}, {t[-1]:g}), below the last time of the grid")
+    return point(schedule, float(end))
+
+
+def _check_amplification(name: str, made: Plan, lowered: list[float]) -> None:
+    """Warn of steps whose order was lowered; refuse rows that float32 cannot carry."""
+    worst = int(np.argmax(made.amplification))
+    if made.amplification[worst] > REFUSED:
+        raise ValueError(
+            f"{name}, row {worst} at t = {made.t[worst]:g} amplifies rounding {made.amplification[worst]:.1e} times, "
+            "more than float32 can carry: use more evaluations, a grid with shorter steps there, or another space"
+        )
+    if lowered:
+        where = ", ".join(f"{t:g}" for t in lowered)
+        warnings.warn(
+            f"{name}: lower order in the steps from t = {where}, where its weights would lose float32; "
+            "more evaluations or another grid, space or variable keep the order",
+            stacklevel=3,
+        )
 
 
 def _frame(name: str, method: Method, space: str | None, variable: str | None, start: Point) -> tuple[str, str]:

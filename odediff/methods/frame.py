@@ -1,20 +1,20 @@
 """The ODE that a method solves, and the points at which it solves it.
 
-In the frame (A, q) of a space with constant (u, w) the probability-flow ODE has the prediction alone on its right side:
+In the frame (A, q) of a space the probability-flow ODE has the prediction alone on its right side:
 
     x = A y,    dy / dq = d        x0: A = sigma, q = alpha / sigma     eps: A = alpha, q = rho
                                    flow: A = alpha + sigma, q = tau = sigma / (alpha + sigma)
+                                   v: A = r = hypot(alpha, sigma), q = phi = arctan(rho), dy / dq = d / r
 
-(DDIM, Song et al. 2021a, eq. 14, is the eps row.) The frame of x0 is singular at sigma = 0, that of eps at alpha =
-0, that of
-flow nowhere. A polynomial in one of the `VARIABLES` lam, rho, tau, phi = arctan(rho) or t stands for d between its
-known values.
+(DDIM, Song et al. 2021a, eq. 14, is the eps row; v is Salimans & Ho 2022, appendix D.) The frame of x0 is singular at
+sigma = 0, that of eps at alpha = 0, those of flow and v nowhere. A polynomial in one of the `VARIABLES` lam, rho, tau,
+phi or t stands for d (v: d / r) between its known values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -23,8 +23,9 @@ from ..spaces import space_pair
 from ..trace import Point
 
 VARIABLES = ("lam", "rho", "tau", "phi", "t")
-FRAMES = ("x0", "eps", "flow")
+FRAMES = ("x0", "eps", "flow", "v")
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
+LIMIT = 2.0**10  # amplification of a row from which history is given up: float32 keeps 14 of its 24 bits there
 _PANEL = 0.5  # widest panel in lam: 16 Gauss-Legendre nodes are exact to rounding on it
 
 
@@ -37,13 +38,16 @@ class Grid:
     variable: str
     points: tuple[Point, ...]
     evaluations: tuple[int, ...]
+    lowered: list[float] = field(default_factory=list, compare=False)  # times of steps whose order was lowered
 
     def scale(self, p: Point) -> float:
         """A at a point."""
-        return {"x0": p.sigma, "eps": p.alpha, "flow": p.alpha + p.sigma}[self.space]
+        return {"x0": p.sigma, "eps": p.alpha, "flow": p.alpha + p.sigma, "v": _r(p)}[self.space]
 
     def q(self, p: Point) -> float:
         """q at a point; inf where the frame is singular."""
+        if self.space == "v":
+            return float(np.arctan2(p.sigma, p.alpha))
         with np.errstate(divide="ignore"):
             return float(np.divide(p.alpha if self.space == "x0" else p.sigma, self.scale(p)))
 
@@ -51,6 +55,12 @@ class Grid:
         """q(end) - q(start), without cancellation where tau is close to 1."""
         if self.space == "flow" and end.alpha < end.sigma:
             return start.alpha / self.scale(start) - end.alpha / self.scale(end)
+        if self.space == "v":
+            return float(
+                np.arctan2(
+                    end.sigma * start.alpha - end.alpha * start.sigma, start.alpha * end.alpha + start.sigma * end.sigma
+                )
+            )
         return self.q(end) - self.q(start)
 
     def between(self, start: Point, end: Point, c: float) -> Point:
@@ -67,14 +77,39 @@ class Grid:
         """The grid's variable at a point."""
         return p.t if self.variable == "t" else float(_COORDINATE[self.variable](np.float64(p.lam)))
 
-    def adams_weights(self, nodes: Sequence[Point], start: Point, end: Point) -> Array:
-        """Weights of the predictions at `nodes` in y(end) - y(start), shape (nodes,).
+    def safe_row(self, nodes: Sequence[Point], start: Point, end: Point) -> tuple[float, Array]:
+        """`adams_row` over as many of the nodes, newest first, as keep `Plan.amplification` within `LIMIT`."""
+        for count in range(len(nodes), 0, -1):
+            a, b = self.adams_row(nodes[:count], start, end)
+            size = [np.hypot(*space_pair(self.space, np.array(p.alpha), np.array(p.sigma))) for p in nodes[:count]]
+            if (abs(a) * _r(start) + np.abs(b) @ size) / _r(end) <= LIMIT:
+                break
+            if count > 1:
+                self.lowered.append(start.t)
+        return a, b
 
-            w_j = int_start^end L_j(s(q)) dq,    L_j: Lagrange's polynomial of the nodes in the variable s
+    def adams_row(self, nodes: Sequence[Point], start: Point, end: Point) -> tuple[float, Array]:
+        """(a, b) of x(end) = a x(start) + sum_j b_j d_j, integrated exactly over the polynomial through `nodes`.
 
-        by Gauss-Legendre panels in lam that do not cross a kink of the schedule. They sum to q(end) - q(start),
-        which is imposed on the newest weight, so that a row conserves signal and noise to rounding.
+            a = A'/A,    b_j = A' int_start^end L_j(s(q)) dq,    L_j: the nodes' Lagrange polynomials in the variable s
+
+        by Gauss-Legendre panels in lam that do not cross a kink of the schedule. The b_j sum to A' (q' - q), which is
+        imposed on the newest, so that a row conserves signal and noise to rounding. In v the pair (u, w) turns along
+        the way, which no polynomial follows: there a and the newest b are what conserves both, changes of the order of
+        the step's own error; with one node that is DDIM.
         """
+        weights = self._weights(nodes, start, end)
+        if self.space != "v":
+            return self.scale(end) / self.scale(start), self.scale(end) * weights
+        b = self.scale(end) * weights / np.array([_r(p) for p in nodes])
+        u, w = -np.array([p.sigma for p in nodes]), np.array([p.alpha for p in nodes])
+        signal, noise = end.alpha - b[1:] @ u[1:], end.sigma - b[1:] @ w[1:]
+        det = start.alpha * w[0] - start.sigma * u[0]
+        b[0] = (start.alpha * noise - start.sigma * signal) / det
+        return float((signal * w[0] - noise * u[0]) / det), b
+
+    def _weights(self, nodes: Sequence[Point], start: Point, end: Point) -> Array:
+        """int_start^end L_j(s(q)) dq for every node, shape (nodes,)."""
         total = self.span(start, end)
         weights = np.zeros(len(nodes))
         if len(nodes) > 1:
@@ -109,7 +144,12 @@ _DERIVATIVE = {
     "x0": lambda lam: np.exp(lam),
     "eps": lambda lam: -np.exp(-lam),
     "flow": lambda lam: -np.exp(-np.logaddexp(0.0, lam) - np.logaddexp(0.0, -lam)),
+    "v": lambda lam: -np.exp(-np.logaddexp(lam, -lam)),
 }
+
+
+def _r(p: Point) -> float:
+    return float(np.hypot(p.alpha, p.sigma))
 
 
 def point(schedule: Schedule, t: float) -> Point:

@@ -1,6 +1,6 @@
 """Multistep methods: one evaluation a row, the rest from history.
 
-Every step in the frame (A, q) reads x' = A'/A x + A' sum_j w_j d_j. The last row, onto sigma = 0, is of first order.
+Every step reads x' = a x + sum_j b_j d_j, see `frame.Grid.adams_row`. The last row, onto sigma = 0, is of first order.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ def euler(f: Network, x: Array, grid: Grid) -> Array:
 
 
 def adams(grid: Grid, x: Array, history: Sequence[tuple[Array, Point]], start: Point, end: Point) -> Array:
-    """One exactly integrated step over the polynomial through `history`, newest first.
+    """One exactly integrated step over the polynomial through `history`, newest first, of lower order where its weights
+    would lose float32 (`Grid.safe_row`).
 
     Where lam is infinite at either end the row is of first order in closed form.
     """
     if end.sigma == 0 or start.alpha == 0:
         a, b = first_order(grid.space, start, end)
         return a * x + b * history[0][0]
-    weights = grid.adams_weights([p for _, p in history], start, end)
-    total = sum(w * d for w, (d, _) in zip(weights, history, strict=True))
-    return grid.scale(end) * (x / grid.scale(start) + total)
+    a, weights = grid.safe_row([p for _, p in history], start, end)
+    return a * x + sum(w * d for w, (d, _) in zip(weights, history, strict=False))
 
 
 def recent(grid: Grid, history: History, order: int) -> History:
@@ -42,17 +42,33 @@ def recent(grid: Grid, history: History, order: int) -> History:
     return [(d, p) for d, p in history[: -order - 1 : -1] if np.isfinite(grid.coordinate(p))]
 
 
-def adams_bashforth(f: Network, x: Array, grid: Grid, *, order: int) -> Array:
+def adams_bashforth(f: Network, x: Array, grid: Grid, *, order: int, corrector: int = 0) -> Array:
     """Exponential Adams-Bashforth on variable steps; the order ramps up from 1.
 
     Hairer et al. 1993, III.5, on dy/dq = d. In (eps, t) it is the tAB-DEIS of Zhang & Chen 2023, eq. 14, in (eps, rho)
     its rhoAB, in (x0, lam) an exactly integrated DPM-Solver++ kM.
+
+    corrector: predictions in an Adams-Moulton step that redoes the last step with the evaluation made at its end,
+    before the next is predicted; 0 for none. It costs no evaluation: P(EC) of Hairer et al. 1993, III.1, of which UniC
+    (Zhao et al. 2023) is the case in (x0, lam).
     """
     history: History = []
+    previous = x  # the corrected state that the newest prediction was made from
     for start, end in zip(grid.points, grid.points[1:], strict=False):
-        history.append((f(x, start), start))
-        x = adams(grid, x, recent(grid, history, order) or history[-1:], start, end)
+        new = (f(x, start), start)
+        if corrector and history:
+            x = adams(grid, previous, corrected_by(grid, new, history, corrector), history[-1][1], start)
+        history.append(new)
+        previous = x
+        x = adams(grid, x, recent(grid, history, order) or [new], start, end)
     return x
+
+
+def corrected_by(grid: Grid, new: tuple[Array, Point], history: History, count: int) -> History:
+    """The newest `count` predictions with `new`, made at the end of the step; without it where the step is singular."""
+    if history[-1][1].alpha == 0:
+        return history[-1:]
+    return [new, *recent(grid, history, count - 1)]
 
 
 _AB = {1: (1.0,), 2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}
@@ -97,39 +113,59 @@ def dpmpp(f: Network, x: Array, grid: Grid, *, order: int) -> Array:
     return x
 
 
-def unipc(f: Network, x: Array, grid: Grid, *, order: int) -> Array:
-    """UniPC-p, B_2(h), data prediction: UniP-p predicts, UniC-p corrects with the evaluation made there.
+def unipc(f: Network, x: Array, grid: Grid, *, order: int, b: str = "bh2", orders: str = "") -> Array:
+    """UniPC-p, data prediction: UniP-p predicts, UniC-p corrects with the evaluation made there.
 
-    Zhao et al. 2023, UniP-p and UniC-p in the form for data prediction.
+    Zhao et al. 2023, UniP-p and UniC-p in the form for data prediction. b: "bh1", B(h) = h, or "bh2", B(h) = e^h - 1
+    in the sign of data prediction. orders: p of every row, one digit each ("123321"); empty: p everywhere.
 
     For p >= 3 (predictor) and p >= 2 (corrector) the published linear system is the exact integration of the
     interpolating polynomial in lam, whatever B(h); for p = 2 and p = 1 the authors put 1/2 for its solution.
+    ValueError: another b; orders of another length, or with other digits than 1 .. 4.
     """
+    by_row = _row_orders(order, orders, len(grid.points) - 1)
+    if b not in ("bh1", "bh2"):
+        raise ValueError(f"unknown b = {b!r}; choose bh1 or bh2")
     history: History = []
     previous = x  # the corrected state that the newest prediction was made from
     for i, (start, end) in enumerate(zip(grid.points, grid.points[1:], strict=False)):
         new = (f(x, start), start)
         if i > 0:
-            x = _corrector(grid, previous, recent(grid, history, order), new, history[-1])
+            x = _corrector(grid, previous, recent(grid, history, by_row[i - 1]), new, history[-1], b)
         history.append(new)
         previous = x
-        x = _predictor(grid, x, recent(grid, history, order), new, end)
+        x = _predictor(grid, x, recent(grid, history, by_row[i]), new, end, b)
     return x
 
 
-def _predictor(grid: Grid, x: Array, nodes: History, new: tuple[Array, Point], end: Point) -> Array:
+def _row_orders(order: int, orders: str, rows: int) -> list[int]:
+    if not orders:
+        return [order] * rows
+    if not isinstance(orders, str) or len(orders) != rows or not set(orders) <= set("1234"):
+        raise ValueError(f"orders = {orders!r}: give one digit of 1 to 4 for each of the {rows} rows, such as '123321'")
+    return [int(digit) for digit in orders]
+
+
+def _predictor(grid: Grid, x: Array, nodes: History, new: tuple[Array, Point], end: Point, b: str) -> Array:
     start = new[1]
     if len(nodes) != 2 or end.sigma == 0 or start.alpha == 0:
         return adams(grid, x, nodes or [new], start, end)
     (d0, p0), (d1, p1) = nodes
     h = end.lam - start.lam
     slope = (d1 - d0) / ((p1.lam - p0.lam) / h)
-    return end.sigma / start.sigma * x - end.alpha * np.expm1(-h) * (d0 + slope / 2)
+    return end.sigma / start.sigma * x - end.alpha * (np.expm1(-h) * d0 + _b(b, h) * slope / 2)
 
 
-def _corrector(grid: Grid, x: Array, nodes: History, new: tuple[Array, Point], old: tuple[Array, Point]) -> Array:
+def _corrector(
+    grid: Grid, x: Array, nodes: History, new: tuple[Array, Point], old: tuple[Array, Point], b: str
+) -> Array:
     (d0, start), (d, end) = old, new
     if len(nodes) > 1 or start.alpha == 0:
         return adams(grid, x, [new, *nodes] if start.alpha else [old], start, end)
     h = end.lam - start.lam
-    return end.sigma / start.sigma * x - end.alpha * np.expm1(-h) * (d0 + (d - d0) / 2)
+    return end.sigma / start.sigma * x - end.alpha * (np.expm1(-h) * d0 + _b(b, h) * (d - d0) / 2)
+
+
+def _b(name: str, h: float) -> float:
+    """B(-h): the papers' B at the step of data prediction."""
+    return -h if name == "bh1" else float(np.expm1(-h))

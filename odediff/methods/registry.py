@@ -40,11 +40,11 @@ class Method:
     overdispersed: Callable[[Mapping[str, Any]], bool] = lambda args: False
     split: Callable[[int], list[int]] | None = None
 
-    def layout(self, nfe: int) -> list[int]:
-        """Evaluations of each step; they sum to nfe."""
+    def layout(self, nfe: int, closing: bool = True) -> list[int]:
+        """Evaluations of each step; they sum to nfe. closing: the last is the closed-form row onto sigma = 0."""
         if self.split is not None:
             return self.split(nfe)
-        return [1] * nfe if self.stages == 1 else rk.layout(self.stages, nfe)
+        return [1] * nfe if self.stages == 1 else rk.layout(self.stages, nfe, closing)
 
 
 _ANY = tuple((space, variable) for space in FRAMES for variable in VARIABLES)
@@ -57,10 +57,30 @@ def _runge_kutta(tableau: rk.Tableau, order: int, source: str, where: str, grid:
     return Method(run, order, source, where, frames, grid, stages=len(tableau.b), min_nfe=len(tableau.b) + 1)
 
 
-def _adams(order: int, space: str, variable: str, grid: str) -> Method:
-    run = partial(multistep.adams_bashforth, order=order)
+def _adams(order: int, space: str, variable: str, grid: str, corrector: int = 0) -> Method:
+    run = partial(multistep.adams_bashforth, order=order, corrector=corrector)
     frames = ((space, variable), *(pair for pair in _ANY if pair != (space, variable)))
-    return Method(run, order, "hairer1993", "III.5, variable steps", frames, grid, min_nfe=order + 1)
+    where = "III.1, P(EC), variable steps" if corrector else "III.5, variable steps"
+    return Method(run, max(order, corrector), "hairer1993", where, frames, grid, min_nfe=order + 1)
+
+
+def _deis(order: int) -> Method:
+    run = partial(multistep.adams_bashforth, order=order)
+    frames = (("eps", "t"), ("eps", "rho"), ("eps", "lam"))
+    return Method(run, order, "zhang2023", "eq. 14: tAB, rhoAB, log rho", frames, "quadratic", min_nfe=order + 1)
+
+
+def _unipc(order: int) -> Method:
+    return Method(
+        partial(multistep.unipc, order=order),
+        order + 1,
+        "zhao2023",
+        "UniP-p with UniC-p, data prediction",
+        _X0,
+        "quadratic",
+        min_nfe=order + 1,
+        args={"b": "bh2", "orders": ""},
+    )
 
 
 def _dpm_solver(stages: int, frames: tuple[tuple[str, str], ...], source: str, where: str) -> Method:
@@ -97,17 +117,21 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "ab2": _adams(2, "flow", "tau", "quadratic"),
         "ab3": _adams(3, "flow", "t", "quadratic"),
         "ab4": _adams(4, "flow", "t", "quadratic"),
+        "abm2": _adams(2, "flow", "t", "quadratic", corrector=3),
+        "abm3": _adams(3, "flow", "t", "quadratic", corrector=4),
+        "abm4": _adams(4, "flow", "t", "quadratic", corrector=5),
+        "deis_1": _deis(1),
+        "deis_2": _deis(2),
+        "deis_3": _deis(3),
+        "deis_4": _deis(4),
         "ipndm": Method(multistep.ipndm, 2, "zhang2023", "iPNDM", (("eps", "rho"),), "quadratic", min_nfe=5),
         "dpmpp_2m": Method(partial(multistep.dpmpp, order=2), 2, "lu2022b", "Algorithm 2", _X0, "quadratic", min_nfe=3),
         "dpmpp_3m": Method(
             partial(multistep.dpmpp, order=3), 2, "lu2022b", "authors' code", _X0, "quadratic", min_nfe=4
         ),
-        "unipc_2": Method(
-            partial(multistep.unipc, order=2), 3, "zhao2023", "B_2(h), data", _X0, "quadratic", min_nfe=3
-        ),
-        "unipc_3": Method(
-            partial(multistep.unipc, order=3), 4, "zhao2023", "B_2(h), data", _X0, "quadratic", min_nfe=4
-        ),
+        "unipc_2": _unipc(2),
+        "unipc_3": _unipc(3),
+        "unipc_4": _unipc(4),
         "dpm_2": _dpm_solver(2, _EPS, "lu2022a", "Algorithm 1, r1 = 1/2"),
         "dpm_3": _dpm_solver(3, _EPS, "lu2022a", "Algorithm 2, r1 = 1/3, r2 = 2/3"),
         "dpm_fast": Method(

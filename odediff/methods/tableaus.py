@@ -22,7 +22,6 @@ class Tableau:
     b: tuple[float, ...]
 
 
-EULER = Tableau(((),), (1.0,))
 HEUN = Tableau(((), (1.0,)), (0.5, 0.5))
 MIDPOINT = Tableau(((), (0.5,)), (0.0, 1.0))
 RK3 = Tableau(((), (0.5,), (-1.0, 2.0)), (1 / 6, 2 / 3, 1 / 6))
@@ -30,17 +29,20 @@ RK4 = Tableau(((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1
 RK4_38 = Tableau(((), (1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)), (1 / 8, 3 / 8, 3 / 8, 1 / 8))
 
 
-def layout(stages: int, nfe: int) -> list[int]:
-    """Evaluations of each step: full ones, what is left over in one of lower order, the closed-form last row."""
-    full, rest = divmod(nfe - 1, stages)
-    return [*[stages] * full, *([rest] if rest else []), 1]
+def layout(stages: int, nfe: int, closing: bool = True) -> list[int]:
+    """Evaluations of each step: full ones, one of lower order with the rest, the closed-form row onto sigma = 0."""
+    full, rest = divmod(nfe - closing, stages)
+    return [*[stages] * full, *([rest] if rest else []), *([1] if closing else [])]
 
 
 def runge_kutta(f: Network, x: Array, grid: Grid, *, tableau: Tableau) -> Array:
-    """Steps of `tableau`; a step with fewer evaluations is Euler's, Heun's or Kutta's third-order one."""
-    by_stages = {1: EULER, 2: HEUN, 3: RK3, len(tableau.b): tableau}
-    steps = list(zip(grid.points, grid.points[1:], grid.evaluations, strict=False))
-    for start, end, stages in steps[:-1]:
+    """Steps of `tableau`; a step with fewer evaluations is DDIM's, Heun's or Kutta's third-order one."""
+    by_stages = {2: HEUN, 3: RK3, len(tableau.b): tableau}
+    for start, end, stages in zip(grid.points, grid.points[1:], grid.evaluations, strict=False):
+        if stages == 1:
+            a, b = first_order(grid.space, start, end)
+            x = a * x + b * f(x, start)
+            continue
         step = by_stages[stages]
         y, h = x / grid.scale(start), grid.span(start, end)
         k: list[Array] = []
@@ -50,6 +52,4 @@ def runge_kutta(f: Network, x: Array, grid: Grid, *, tableau: Tableau) -> Array:
             state = y + h * np.tensordot(row, k, 1) if row else y
             k.append(f(grid.scale(place) * state, place))
         x = grid.scale(end) * (y + h * np.tensordot(step.b, k, 1))
-    start, end, _ = steps[-1]
-    a, b = first_order(grid.space, start, end)
-    return a * x + b * f(x, start)
+    return x
