@@ -49,7 +49,7 @@ CONTINUOUS = (*DISCRETE, "karras", "exponential")
 class Case:
     """A peer's sampler and our method.
 
-    options: of the peer's constructor; call: of its step.  args: of `plan`.
+    options: of the peer's constructor; call: of its step.  args: of `plan`, or a function of the peer's rows and ours.
     tail: how many states at the end are left out, and why: what the peer does there is no row of ours.
     fits: the numbers of steps compared; where it is not all, those at which the peer's rows lead from one of its times
         to the next, or those that it is fast enough for.
@@ -113,10 +113,11 @@ class Case:
         ours, rho, n = SCHEDULES[schedule], probe.rho, probe.nfe
         still = rho[-1] > rho[-2] * (1 - 1e-9)
         starts = np.minimum(rho if rho[-1] > 0 and not still else rho[:-1], ours.rho(ours.t_max))
-        args = dict(self.args)
+        rows = n + len(starts) - len(rho) + 1
+        args = {key: value(n, rows) if callable(value) else value for key, value in self.args.items()}
         if "s_churn" in args:
             args["s_tmax"] = float(rho[0] / 1.5)
-        made = plan(self.method, ours, n + len(starts) - len(rho) + 1, ours.t_of_rho(starts), **args)
+        made = plan(self.method, ours, rows, ours.t_of_rho(starts), **args)
         columns = np.r_[0 : 1 + n, 1 + made.nfe : 2 + made.nfe + n]
         end = n + 1 - self.tail - int(still)
         return unroll(made)[:end, columns], probe.states[:end]
@@ -184,9 +185,22 @@ def _dpmpp(method: str, spacings: tuple[str, ...] = (*CONTINUOUS, "logsnr"), **o
 
 def _deis(order: int) -> Case:
     options = {"solver_order": order, "lower_order_final": False}
-    args = {"space": "eps", "variable": "lam"} if order > 1 else _EPS
-    method = f"ab{order}" if order > 1 else "euler"
+    args = {"variable": "lam"} if order > 1 else _EPS
+    method = f"deis_{order}" if order > 1 else "euler"
     return Case("diffusers:DEISMultistep", method, options, args=args, spacings=CONTINUOUS)
+
+
+def _unipc(order: int, spacings: tuple[str, ...], **options: Any) -> Case:
+    """Its orders fall to 1 at the end, as they rise at the start, unless lower_order_final is False."""
+
+    def orders(theirs: int, rows: int) -> str:
+        return "".join(str(min(order, i + 1, theirs - i)) for i in range(theirs)).ljust(rows, "1")
+
+    args: dict[str, Any] = {"b": options.get("solver_type", "bh2")}
+    if options.get("lower_order_final", True):
+        args["orders"] = orders
+    options = {"solver_order": order, **options}
+    return Case("diffusers:UniPCMultistep", f"unipc_{order}", options, args=args, spacings=spacings, narrow=1e-3)
 
 
 def _pndm(method: str, spacing: str, fits: Callable[[int], bool] = lambda steps: True, **more: Any) -> Case:
@@ -213,19 +227,9 @@ DIFFUSERS = (
     _dpmpp("dpmpp_3m", DISCRETE, solver_order=3, **_WHOLE, **_ABOVE),
     _dpmpp("sde_dpmpp_2m", algorithm_type="sde-dpmsolver++"),
     Case("diffusers:DPMSolverSinglestep", "dpmpp_2s", {"lower_order_final": True}, spacings=("exponential",)),
-    Case("diffusers:UniPCMultistep", "unipc_2", spacings=CONTINUOUS),
-    *(
-        Case("diffusers:UniPCMultistep", f"unipc_{p}", {"solver_order": p, **_WHOLE, **_ABOVE}, spacings=DISCRETE)
-        for p in (2, 3)
-    ),
-    Case(
-        "diffusers:UniPCMultistep",
-        "unipc_3",
-        {"solver_order": 3},
-        spacings=("karras", "exponential"),
-        tail=2,
-        why="its last two steps are of orders 2 and 1, ours of orders 3 and 1",
-    ),
+    *(_unipc(order, CONTINUOUS if order < 4 else DISCRETE) for order in (2, 3, 4)),
+    *(_unipc(order, ("linspace",), solver_type="bh1", **_ABOVE) for order in (2, 3, 4)),
+    *(_unipc(order, DISCRETE, **_WHOLE, **_ABOVE) for order in (2, 3)),
     Case("diffusers:EulerDiscrete", "euler", args=_EPS, spacings=CONTINUOUS),
     Case("diffusers:EulerDiscrete", "euler", _ABOVE, args=_EPS, spacings=("leading", "trailing")),
     Case("diffusers:EulerAncestralDiscrete", "euler_ancestral", spacings=DISCRETE),

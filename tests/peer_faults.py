@@ -95,6 +95,12 @@ def zero_length(order: int, kind: str, spacing: str, steps: int) -> bool:
     return not bool(np.isfinite(theirs.states[-1]).all())
 
 
+def bh1(steps: int) -> bool:
+    """Whether UniPC with B(h) = h, which is infinite at sigma = 0, ends in NaN with its default last step."""
+    theirs = read("UniPCMultistep", "linear", "linspace", steps, wide=False, solver_type="bh1")
+    return not bool(np.isfinite(theirs.states[-1]).all())
+
+
 def same_first_times(name: str, spacing: str, steps: int) -> str:
     """The exception on the cosine schedule, where rounding merges the first two times; "" if there is none."""
     try:

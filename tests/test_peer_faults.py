@@ -91,6 +91,11 @@ def test_dpm_solver_divides_by_a_step_of_no_length(order: int, kind: str, spacin
 
 
 @needs_diffusers
+def test_unipc_multiplies_infinity_by_zero() -> None:
+    assert faults.bh1(20)
+
+
+@needs_diffusers
 @pytest.mark.parametrize("name", ["DPMSolverMultistep", "DEISMultistep", "UniPCMultistep", "DPMSolverSinglestep"])
 @pytest.mark.parametrize("spacing", ["karras", "exponential"])
 def test_schedulers_stop_where_their_first_two_times_round_to_one(name: str, spacing: str) -> None:
