@@ -123,7 +123,7 @@ class Case:
         return unroll(made)[:end, columns], probe.states[:end]
 
 
-_DULL = ("clip_sample",)
+_DULL = ("clip_sample", "tau_func")
 
 
 def _sigmas(schedule: str, steps: int) -> list[float]:
@@ -209,7 +209,11 @@ def _pndm(method: str, spacing: str, fits: Callable[[int], bool] = lambda steps:
     return Case("diffusers:PNDM", method, options, spacings=(spacing,), fits=fits, tail=tail, why=why)
 
 
-_WHOLE = {"lower_order_final": False}
+def _one(t: float) -> float:
+    return 1.0
+
+
+_WHOLE, _FALLS = {"lower_order_final": False}, {"lower_order_final": True}
 DIFFUSERS = (
     Case("diffusers:DDIM", "ddim", _NO_CLIP, spacings=("leading",)),
     Case("diffusers:DDIM", "ddim", _NO_CLIP, spacings=("trailing",), fits=_divides),
@@ -226,7 +230,7 @@ DIFFUSERS = (
     _dpmpp("dpmpp_3m", solver_order=3, **_WHOLE),
     _dpmpp("dpmpp_3m", DISCRETE, solver_order=3, **_WHOLE, **_ABOVE),
     _dpmpp("sde_dpmpp_2m", algorithm_type="sde-dpmsolver++"),
-    Case("diffusers:DPMSolverSinglestep", "dpmpp_2s", {"lower_order_final": True}, spacings=("exponential",)),
+    Case("diffusers:DPMSolverSinglestep", "dpmpp_2s", _FALLS, spacings=("exponential",)),
     *(_unipc(order, CONTINUOUS if order < 4 else DISCRETE) for order in (2, 3, 4)),
     *(_unipc(order, ("linspace",), solver_type="bh1", **_ABOVE) for order in (2, 3, 4)),
     *(_unipc(order, DISCRETE, **_WHOLE, **_ABOVE) for order in (2, 3)),
@@ -288,6 +292,19 @@ AZULA = (
 )
 
 CASES = (*DIFFUSERS, *KDIFFUSION, *AZULA)
+
+_OWN = "a correction of order 2 of its own, and no step without its corrector"
+NEAR = (
+    *(
+        Case("diffusers:DPMSolverSinglestep", "dpmpp_3s", {"solver_order": 3, "solver_type": kind, **_FALLS}, why=why)
+        for kind, why in (
+            ("midpoint", "its middle stage is 2S's, with 1/2 for the published weight"),
+            ("heun", "its last stage has another difference, D2"),
+        )
+    ),
+    Case("diffusers:SASolver", "sa_solver", {"tau_func": _one}, args={"predictor": 2, "corrector": 1}, why=_OWN),
+    Case("k-diffusion:dpmpp_3m_sde", "dpmpp_3m", {"eta": 0.0}, why="it starts with the exact second-order step"),
+)
 
 
 def settings(case: Case) -> list[tuple[str, str]]:

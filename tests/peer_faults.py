@@ -154,6 +154,14 @@ def reab(schedule: Schedule, steps: int, order: int, *, right: bool) -> Probe:
     return Probe(np.array(states), t[:-1], sigma / alpha)
 
 
+def vandermonde(steps: int) -> float:
+    """What azula's weights lose in float64: vAB of order 3 against ab3 on edm, where the nodes lie close together."""
+    ours = SCHEDULES["edm"]
+    theirs = probe_azula("vAB", steps, _azula(ours), order=3)
+    made = plan("ab3", ours, steps, ours.t_of_rho(theirs.rho[:-1]), space="flow", variable="tau")
+    return difference(unroll(made)[:-1], theirs.states[:-1])
+
+
 def azula_reab(schedule: str, steps: int, order: int = 2) -> Row:
     """azula's REAB against its docstring, and against its docstring with the wrong subscript."""
     ours = SCHEDULES[schedule]

@@ -10,7 +10,7 @@ from importlib import metadata
 import frozen
 import numpy as np
 import pytest
-from parity_cases import CASES, SCHEDULES, STEPS, Case, settings
+from parity_cases import CASES, NEAR, SCHEDULES, STEPS, Case, settings
 from peers import Probe, difference, kdiffusion, probe_diffusers, probe_kdiffusion, unroll
 
 from odediff.methods import plan
@@ -82,6 +82,15 @@ def test_what_is_left_out_differs(case: Case, kept: dict[str, Probe]) -> None:
     for schedule, spacing in settings(case):
         ours, theirs = replace(case, tail=0).pair(schedule, kept[frozen.key(case, schedule, spacing)])
         assert difference(ours[-case.tail :], theirs[-case.tail :]) > 1e-7, (schedule, spacing)
+
+
+@pytest.mark.parametrize("case", NEAR, ids=lambda case: case.name)
+def test_what_goes_by_the_same_name_and_differs(case: Case) -> None:
+    """docs/parity.md lists these as other methods; the first rows are DDIM's in all."""
+    require(*case.needs)
+    ours, theirs = case.pair("linear", case.read("linear", "exponential", 13))
+    assert difference(ours[:2], theirs[:2]) < case.wide
+    assert difference(ours, theirs) > 0.05
 
 
 @pytest.mark.parametrize(

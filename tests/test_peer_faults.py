@@ -131,3 +131,8 @@ def test_azula_reab_is_of_first_order() -> None:
     coarse, fine = (faults.azula_reab("cosine", steps) for steps in (128, 256))
     assert coarse["error_right"] / fine["error_right"] > 3
     assert coarse["error"] / fine["error"] < 2.2
+
+
+@needs_azula
+def test_azula_weights_lose_digits() -> None:
+    assert faults.vandermonde(23) > 1e-9
