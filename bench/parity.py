@@ -193,11 +193,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.freeze:
         frozen.write()
-    versions = {peer: metadata.version(peer) for peer in frozen.PEERS}
+    env, versions = environment(), {peer: metadata.version(peer) for peer in frozen.PEERS}
     equal = [compare(case) for case in tqdm(CASES)]
     other, found = [near(case) for case in NEAR], measure_faults()
     print(write("parity", {"peers": versions, "equal": equal, "near": other, "faults": found}, args.out))
-    env = environment()
     said = ", ".join(f"{peer} {version}" for peer, version in versions.items())
     made = f"torch {env['torch']}, numpy {env['numpy']}, commit {env['commit']}"
     note = f"Measured by `bench/parity.py` with {said}, {made}."

@@ -115,11 +115,20 @@ def test_a_plan_that_ends_above_zero_is_the_peer_that_does(
 
 
 @pytest.mark.parametrize(
-    ("name", "evaluations"), [("DDIM", 20), ("DPMSolverMultistep", 20), ("PNDM", 29), ("HeunDiscrete", 39)]
+    ("name", "options", "evaluations"),
+    [
+        ("DDIM", {}, 20),
+        ("DPMSolverMultistep", {}, 20),
+        ("UniPCMultistep", {}, 20),
+        ("PNDM", {"skip_prk_steps": True}, 21),
+        ("PNDM", {}, 29),
+        ("HeunDiscrete", {}, 39),
+        ("KDPM2Discrete", {"use_karras_sigmas": True, "beta_start": 1e-4, "beta_end": 0.02}, 39),
+    ],
 )
-def test_evaluations_of_twenty_steps(name: str, evaluations: int) -> None:
+def test_evaluations_of_twenty_steps(name: str, options: dict[str, object], evaluations: int) -> None:
     require("diffusers")
-    assert probe_diffusers(name, 20, {}).nfe == evaluations
+    assert probe_diffusers(name, 20, options).nfe == evaluations
 
 
 def test_a_probe_reads_the_sampler_and_not_the_probe() -> None:
