@@ -93,8 +93,7 @@ def solve(
     solver: one of `ADAPTIVE`, or of `FIXED`, such as "torchdiffeq:rk4" (which is the 3/8 rule).
     rtol, atol: tolerances of an adaptive method, 1e-3 each if not named, on x / r or x / alpha.  max_nfe: its
     budget, 1000. nfe, grid: of a fixed method, as in `odediff.sample`; its stages times the steps, and one.
-    variable: "t", "rho" or "phi"; phi if not named.  The rest: see `odediff.Sampler`; eps is recomputed from a limited
-    x0.
+    variable: "t", "rho" or "phi"; phi if not named.  The rest: see `odediff.Sampler` (eps is always recomputed).
     ValueError: options of the other kind, an impossible nfe, naming the nearest; rho where alpha(t_max) = 0.
     BudgetExceeded: max_nfe ran out.  FloatingPointError: the network returned values that are not finite.
     """
@@ -116,10 +115,7 @@ def solve(
     else:
         if nfe is not None or grid is not None:
             raise ValueError(f"{solver} chooses its own steps: it takes rtol, atol and max_nfe, not nfe or grid")
-        rtol, atol = (
-            _positive("rtol", 1e-3 if rtol is None else rtol),
-            _positive("atol", 1e-3 if atol is None else atol),
-        )
+        rtol, atol = (_positive(k, 1e-3 if v is None else v) for k, v in (("rtol", rtol), ("atol", atol)))
         budget = MAX_NFE if max_nfe is None else max_nfe
         if isinstance(budget, bool) or not isinstance(budget, (int, np.integer)) or budget < 4:
             raise ValueError(

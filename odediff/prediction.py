@@ -96,8 +96,8 @@ class Prediction:
         past, still = np.flatnonzero(plan.b[:, 1:].any(1)), np.flatnonzero(plan.b[:, 0] == 0)
         if len(past):
             raise ValueError(
-                f'clip_eps = "keep" is defined for one-step methods; row {past[0]} of {plan.method or "the plan"} reads '
-                'earlier predictions: use clip_eps="recompute", or another method'
+                f'clip_eps = "keep" is defined for one-step methods; row {past[0]} of {plan.method or "the plan"} '
+                'reads earlier predictions: use clip_eps="recompute", or another method'
             )
         if len(still):
             raise ValueError(

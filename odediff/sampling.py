@@ -131,25 +131,12 @@ def sample(
     clip_eps: see `Sampler`.
     ValueError: see there; and options that the solver does not have.  BudgetExceeded: `max_nfe` ran out.
     """
+    draw: dict[str, Any] = {"n": n, "seed": seed, "noise": noise, "label": label, "progress": progress}
+    predict: dict[str, Any] = {"guidance": guidance, "clip": clip, "threshold": threshold}
     if isinstance(solver, str) and adaptive.is_torchdiffeq(solver):
         _refuse(solver, eta=eta, callback=callback, clip_eps=None if clip_eps == "recompute" else clip_eps)
-        return adaptive.solve(
-            model,
-            solver,
-            nfe=nfe,
-            n=n,
-            seed=seed,
-            noise=noise,
-            grid=grid,
-            label=label,
-            guidance=guidance,
-            clip=clip,
-            threshold=threshold,
-            progress=progress,
-            rtol=rtol,
-            atol=atol,
-            max_nfe=max_nfe,
-        ).x
+        tolerance: dict[str, Any] = {"rtol": rtol, "atol": atol, "max_nfe": max_nfe}
+        return adaptive.solve(model, solver, nfe=nfe, grid=grid, **tolerance, **predict, **draw).x
     _refuse("a fixed-step solver", rtol=rtol, atol=atol, max_nfe=max_nfe)
     if isinstance(solver, Plan):
         _refuse("a compiled plan", nfe=nfe, grid=grid, eta=eta)
@@ -163,8 +150,7 @@ def sample(
             raise ValueError(f"unknown solver {solver!r}; choose {known}")
         args: dict[str, Any] = {} if eta is None else {"eta": eta}
         plan = compile_plan(solver, model.schedule, 20 if nfe is None else nfe, grid, snap=model.integer_times, **args)
-    sampler = Sampler(model, plan, guidance=guidance, clip=clip, threshold=threshold, clip_eps=clip_eps)
-    return sampler(noise, n=n, seed=seed, label=label, callback=callback, progress=progress)
+    return Sampler(model, plan, clip_eps=clip_eps, **predict)(callback=callback, **draw)
 
 
 def _refuse(solver: str, **options: object) -> None:

@@ -44,6 +44,20 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def label_list(text: str) -> list[int]:
+    """`3`, `0,1,2` or `0-9`, or several of them joined by commas, as a list of classes."""
+    labels: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        try:
+            labels += range(int(first), int(last or first) + 1)
+        except ValueError:
+            labels = []
+        if not labels:
+            raise argparse.ArgumentTypeError(f"{text!r} names no classes; write 3, 0,1,2 or 0-9")
+    return labels
+
+
 def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
     """Those of the named options that the user gave: the rest are left to the library's own defaults."""
     return {name: value for name in names if (value := getattr(args, name)) is not None}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..methods import METHODS
 from ..methods import plan as compile_plan
-from .options import Commands, add_command, add_plan_options, given, pick_device, print_facts
+from .options import Commands, add_command, add_plan_options, given, label_list, pick_device, print_facts
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -26,7 +26,8 @@ examples:
   odediff sample mnist --solver unipc_3 --nfe 8 --n 16
   odediff sample --solver ddim --nfe 50 --eta 1      stochastic
   odediff sample --solver dopri5 --rtol 1e-3 --atol 1e-3 --max-nfe 200
-  odediff sample runs/mine/model --out mine.png"""
+  odediff sample runs/mine/model --out mine.png
+  odediff sample runs/digits/model --label 0-9 --guidance 2 --n 60"""
 
 
 def add(commands: Commands) -> None:
@@ -58,6 +59,18 @@ def add(commands: Commands) -> None:
         action=argparse.BooleanOptionalAction,
         help="keep predicted images in range (default: the model's setting)",
     )
+    parser.add_argument(
+        "--threshold", type=float, metavar="P", help="dynamic thresholding at this quantile, such as 0.995, not --clip"
+    )
+    parser.add_argument(
+        "--label",
+        type=label_list,
+        metavar="K",
+        help="class-conditional models: 3, 0,1,2 or 0-9, in turn, a column each",
+    )
+    parser.add_argument(
+        "--guidance", type=float, metavar="W", help="towards the label: 1 conditional (default), more overstates it"
+    )
     parser.add_argument("--rtol", type=float, metavar="X", help="adaptive solvers: relative tolerance")
     parser.add_argument("--atol", type=float, metavar="X", help="adaptive solvers: absolute tolerance")
     parser.add_argument("--max-nfe", type=int, metavar="N", help="adaptive solvers: give up after so many evaluations")
@@ -75,7 +88,11 @@ def run(args: argparse.Namespace) -> None:
     check_path(args.out)
     model = load(args.model, device=pick_device(args.device))
     solver = _solver(args, model)
-    options = given(args, "clip", "rtol", "atol", "max_nfe")
+    options = given(args, "clip", "threshold", "guidance", "rtol", "atol", "max_nfe")
+    columns = None
+    if args.label:
+        options["label"] = [args.label[k % len(args.label)] for k in range(args.n)]
+        columns = len(args.label) if len(args.label) > 1 else None
     if isinstance(solver, str):
         options |= given(args, "nfe", "grid", "eta")
     calls = _count_calls(model)
@@ -83,10 +100,10 @@ def run(args: argparse.Namespace) -> None:
     try:
         x = sample(model, solver, n=args.n, seed=args.seed, progress=sys.stderr.isatty(), **options).cpu()
     except BudgetExceeded as error:
-        path = save_images(error.samples.cpu(), args.out, range=model.range)
+        path = save_images(error.samples.cpu(), args.out, range=model.range, columns=columns)
         raise ValueError(f"{error}; they are in {path.resolve()}") from None
     seconds = time.perf_counter() - began
-    path = save_images(x, args.out, range=model.range)
+    path = save_images(x, args.out, range=model.range, columns=columns)
     print_facts(
         [
             ("solver", solver if isinstance(solver, str) else f"{args.solver}, grid {solver.args['grid']}"),
