@@ -20,11 +20,12 @@ so it is along an ODE. DDPM's posterior, `ddpm`, is written in x and x0', which 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .model import Model
@@ -34,7 +35,7 @@ from .spaces import space_pair
 from .step import conversion, guided, limited, mix, thresholded
 
 Clip = bool | tuple[float, float] | None
-Label = Any  # a whole number, or a list, array or tensor of them
+Label = int | Sequence[int] | NDArray[np.integer[Any]] | Tensor | None
 CLIP_EPS = ("recompute", "keep")
 
 
@@ -103,9 +104,9 @@ class Prediction:
             raise ValueError(
                 f'clip_eps = "keep": row {still[0]} does not read its prediction; use clip_eps="recompute"'
             )
-        g = plan.a * alpha / plan.b[:, 0]
-        rest = conversion(self.model.prediction, (-g, w), alpha, sigma)
-        return [row._replace(back=(m, *pq)) for row, m, pq in zip(rows, (u + g).tolist(), rest, strict=True)]
+        more = plan.a * alpha / plan.b[:, 0]
+        rest = conversion(self.model.prediction, (-more, w), alpha, sigma)
+        return [row._replace(back=(m, *pq)) for row, m, pq in zip(rows, (u + more).tolist(), rest, strict=True)]
 
     def network(self, label: Tensor | None, x: Tensor) -> Callable[[Tensor, float], Tensor]:
         """(x, t) -> out, one evaluation each, for states like x (n, ...).

@@ -328,9 +328,9 @@ KEPT: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(
-    ("schedule", "name", "args"),
+    ("on", "name", "args"),
     [
-        (SCHEDULES[s], *method)
+        (s, *method)
         for s in ("linear", "edm", "flow")
         for method in KEPT
         if s != "flow" or method != KEPT[0]  # alpha(1) = 0, where eps space is singular
@@ -339,9 +339,10 @@ KEPT: list[tuple[str, dict[str, Any]]] = [
 )
 @pytest.mark.parametrize("limit", [{"clip": (-0.6, 0.4)}, {"threshold": 0.9}], ids=str)
 def test_kept_eps_is_the_step_with_the_networks_own_eps(
-    name: str, args: dict[str, Any], schedule: Schedule, limit: dict[str, Any], draws: Any
+    on: str, name: str, args: dict[str, Any], limit: dict[str, Any], draws: Any
 ) -> None:
     """x' = alpha' x0' + sqrt(sigma'^2 - c^2) eps + c z with eps of the unlimited x0, whatever the plan's space."""
+    schedule = SCHEDULES[on]
     p, noise = plan(name, schedule, 9, **args), unit(4, 3, 2, 2)
     z = [unit(4, 3, 2, 2) * (i + 1) for i in range(9)]
     _, denoise = wide(schedule, "x0", (-1.0, 1.0))
