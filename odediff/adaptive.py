@@ -14,6 +14,7 @@ mates.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,9 +26,9 @@ from tqdm import tqdm
 from .grids import times
 from .model import Model
 from .noise import Seed
-from .running import Clip, clip_limits, evaluating, finish, start
+from .prediction import Clip, Label, Prediction, Row, checked_label, implied_count
+from .running import evaluating, finish, start
 from .schedule import Array, Schedule
-from .step import clipped, conversion, mix
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 FIXED = {
@@ -81,7 +82,10 @@ def solve(
     n: int | None = None,
     seed: Seed | None = None,
     noise: Tensor | None = None,
+    label: Label = None,
+    guidance: float | None = None,
     clip: Clip = None,
+    threshold: float | None = None,
     progress: bool = False,
 ) -> Solution:
     """Samples by torchdiffeq, with the evaluations it took.
@@ -89,7 +93,7 @@ def solve(
     solver: one of `ADAPTIVE`, or of `FIXED`, such as "torchdiffeq:rk4" (which is the 3/8 rule).
     rtol, atol: tolerances of an adaptive method, 1e-3 each if not named, on x / r or x / alpha.  max_nfe: its
     budget, 1000. nfe, grid: of a fixed method, as in `odediff.sample`; its stages times the steps, and one.
-    variable: "t", "rho" or "phi"; phi if not named.  The rest: see `odediff.Sampler`.
+    variable: "t", "rho" or "phi"; phi if not named.  The rest: see `odediff.Sampler` (eps is always recomputed).
     ValueError: options of the other kind, an impossible nfe, naming the nearest; rho where alpha(t_max) = 0.
     BudgetExceeded: max_nfe ran out.  FloatingPointError: the network returned values that are not finite.
     """
@@ -110,19 +114,18 @@ def solve(
     else:
         if nfe is not None or grid is not None:
             raise ValueError(f"{solver} chooses its own steps: it takes rtol, atol and max_nfe, not nfe or grid")
-        rtol, atol = (
-            _positive("rtol", 1e-3 if rtol is None else rtol),
-            _positive("atol", 1e-3 if atol is None else atol),
-        )
+        rtol, atol = (_positive(k, 1e-3 if v is None else v) for k, v in (("rtol", rtol), ("atol", atol)))
         budget = MAX_NFE if max_nfe is None else max_nfe
         if isinstance(budget, bool) or not isinstance(budget, (int, np.integer)) or budget < 4:
             raise ValueError(
                 f"max_nfe = {max_nfe} must be a whole number; an adaptive method needs at least 4 evaluations"
             )
         t = np.array([model.schedule.t_max, model.schedule.t_min])
-    problem = _Problem(model, variable, clip_limits(model, clip), budget, solver, t, progress)
+    predict, label = Prediction(model, guidance=guidance, clip=clip, threshold=threshold), checked_label(model, label)
+    problem = _Problem(model, variable, predict, budget, solver, t, progress)
+    x, _ = start(model, float(np.hypot(*problem.scales(t[0]))), noise, implied_count(label, n, noise), seed)
+    problem.network = predict.network(label, x)
     with evaluating(model), problem.bar:
-        x, _ = start(model, float(np.hypot(*problem.scales(t[0]))), noise, n, seed)
         return problem.run(x, rtol, atol)
 
 
@@ -155,18 +158,18 @@ class _Problem:
         self,
         model: Model,
         variable: str,
-        clip: tuple[float, float] | None,
+        predict: Prediction,
         budget: int,
         solver: str,
         t: Array,
         progress: bool,
     ) -> None:
-        self.model, self.variable, self.clip, self.budget, self.solver = model, variable, clip, budget, solver
+        self.model, self.variable, self.predict, self.budget, self.solver = model, variable, predict, budget, solver
+        self.network: Callable[[Tensor, float], Tensor] = model
         self.times, self.first, self.final = t, float(t[0]), float(t[-1])
         self.nfe = self.accepted = self.rejected = 0
-        scales = self.scales(self.first)
-        conversion(model.prediction, "x0", *(np.array([value]) for value in scales))  # singular: say so before any work
-        if variable == "rho" and scales[0] == 0:
+        self.row(self.first, 1.0, 0.0)  # singular: say so before any work
+        if variable == "rho" and self.scales(self.first)[0] == 0:
             raise ValueError(
                 f'alpha = 0 at t = {self.first:g}: x / alpha is singular at zero terminal SNR; use variable="phi"'
             )
@@ -208,19 +211,19 @@ class _Problem:
             return -sigma / r, alpha / r
         return self.model.schedule.derivatives(t)
 
+    def row(self, t: float, u: float, w: float) -> Row:
+        """P to u x0 + w eps at time t."""
+        (row,) = self.predict.rows(*(np.array([value]) for value in (*self.scales(t), u, w)))
+        return row
+
     def mixed(self, x: Tensor, t: float, u: float, w: float) -> Tensor:
         """u x0 + w eps at a state, by one evaluation of the network."""
-        alpha, sigma = self.scales(t)
-        (to_x0,) = conversion(self.model.prediction, "x0", np.array([alpha]), np.array([sigma]))
-        out = self.model(x, t)
+        out = self.network(x, t)
         self.nfe += 1
         self.bar.update()
         if not bool(torch.isfinite(out).all()):
             raise FloatingPointError(f"the network returned NaN or inf at t = {t:.3f}, evaluation {self.nfe}")
-        if self.clip is not None:
-            return clipped(x, out, to_x0, (u, w, alpha, sigma), self.clip)
-        p, q = to_x0  # eps = (x - alpha x0) / sigma
-        return mix(u * p + w * (1 - alpha * p) / sigma, x, (u - w * alpha / sigma) * q, out)
+        return self.predict.d(x, out, self.row(t, u, w))
 
     def __call__(self, u: Tensor, y: Tensor) -> Tensor:
         if self.nfe >= self.budget - 1:

@@ -25,20 +25,25 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "range": (list, type(None)),
     "clip": (bool,),
     "integer_times": (bool,),
+    "num_classes": (int, type(None)),
     "network": (dict, type(None)),
     "info": (dict,),
 }
-_FORMAT = "odediff-model-1"
-_KEYS = {"format", *_KINDS}
+# What a format lacks has this value; all of them are read, the newest is written.
+_FORMATS: dict[str, dict[str, Any]] = {"odediff-model-1": {"num_classes": None}, "odediff-model-2": {}}
+_FORMAT = "odediff-model-2"
 _FILES = ("model.safetensors", "model.json")
 
 
 class Model:
-    """A network `f(x, t)` with its schedule and parameterisation.
+    """A network `f(x, t)`, or `f(x, t, label)`, with its schedule and parameterisation.
 
     net: an `nn.Module` or callable, x (N, C, H, W) in the network's dtype and t (N,) -> the prediction, of that shape,
         or an object that holds it as `.sample`. It must not write into x. A module is put in evaluation mode when it
         samples, and left as it was.
+    num_classes: None for `f(x, t)`; else the network is class-conditional, label (N,) int64 in 0 .. num_classes, where
+        num_classes itself is the null label, which asks for an unconditional prediction (Ho & Salimans 2022,
+        Algorithm 1): a table of embeddings has num_classes + 1 rows.
     schedule: an `odediff.schedule.Schedule`.  prediction: what the output is, d = u x0 + w eps: "eps" (Ho et al.
     2020), "x0",
         "v" (Salimans & Ho 2022) or "flow" (eps - x0, Lipman et al. 2023).
@@ -46,7 +51,7 @@ class Model:
     unbounded.
     clip: clamp every predicted x0 to `range` by default.  integer_times: the network has an embedding table and knows
         whole times only; they are passed as int64.  info: JSON-able provenance.
-    ValueError: an unknown prediction, a bad shape or range, clip without a range.
+    ValueError: an unknown prediction, a bad shape or range, clip without a range, num_classes that the U-Net denies.
     """
 
     def __init__(
@@ -59,6 +64,7 @@ class Model:
         range: tuple[float, float] | None = (-1.0, 1.0),
         clip: bool = False,
         integer_times: bool = False,
+        num_classes: int | None = None,
         info: dict[str, Any] | None = None,
     ) -> None:
         if not callable(net):
@@ -85,7 +91,8 @@ class Model:
             raise ValueError(
                 f'integer_times needs a table of steps; schedule "{schedule.identity["name"]}" is continuous'
             )
-        self.net, self.schedule, self.prediction = net, schedule, prediction
+        _check_classes(net, num_classes)
+        self.net, self.schedule, self.prediction, self.num_classes = net, schedule, prediction, num_classes
         self.shape, self.range = tuple(shape), None if range is None else (float(range[0]), float(range[1]))
         self.clip, self.integer_times, self.info = clip, integer_times, dict(info or {})
 
@@ -113,15 +120,24 @@ class Model:
         self.net.to(device)
         return self
 
-    def __call__(self, x: Tensor, t: float) -> Tensor:
+    def __call__(self, x: Tensor, t: float, label: Tensor | None = None) -> Tensor:
         """The network's raw output at time t for the whole batch, in x's dtype and shape.
 
-        ValueError: the output is no tensor of x's shape (a network with learned variance has twice the channels).
+        label: (N,) int64, of a class-conditional model; None: the null label, for an unconditional prediction.
+        ValueError: the output is no tensor of x's shape (a network with learned variance has twice the channels), or a
+        label for an unconditional model.
         """
         # a float16 or bfloat16 time would lose steps
         kind = torch.int64 if self.integer_times else torch.promote_types(self.dtype or x.dtype, torch.float32)
         times = torch.full((len(x),), t, dtype=kind, device=x.device)
-        out = self.net(x if self.dtype is None else x.to(self.dtype), times)
+        x_in = x if self.dtype is None else x.to(self.dtype)
+        if self.num_classes is not None:
+            label = torch.full((len(x),), self.num_classes, device=x.device) if label is None else label
+            out = self.net(x_in, times, label)
+        elif label is None:
+            out = self.net(x_in, times)
+        else:
+            raise ValueError("label given to an unconditional model; leave it out, or make Model(num_classes=...)")
         out = getattr(out, "sample", out)
         if not isinstance(out, Tensor) or out.shape != x.shape:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
@@ -152,6 +168,7 @@ class Model:
             "range": None if self.range is None else list(self.range),
             "clip": self.clip,
             "integer_times": self.integer_times,
+            "num_classes": self.num_classes,
             "network": network,
             "info": self.info,
         }
@@ -179,6 +196,30 @@ class Model:
         finally:
             for temporary in new:
                 temporary.unlink(missing_ok=True)
+
+
+def _check_classes(net: Callable[..., Any], num_classes: int | None) -> None:
+    """ValueError: num_classes is no positive whole number, or odediff's own U-Net embeds other labels than these."""
+    from .nn import UNet
+
+    if num_classes is not None and (
+        isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1
+    ):
+        raise ValueError(f"num_classes = {num_classes!r} must be a whole number from 1 up, or None")
+    if type(net) is not UNet:
+        return
+    kind, rows = net.config["class_embed_type"], net.config["num_class_embeds"]
+    if kind == "identity":
+        raise ValueError(
+            'class_embed_type = "identity" takes embeddings, not labels; wrap the network in a callable f(x, t, label)'
+        )
+    if kind is None and rows != (None if num_classes is None else num_classes + 1):
+        raise ValueError(
+            f"num_classes = {num_classes} does not fit the network's num_class_embeds = {rows}: a table has one row "
+            "more than there are classes, the last for the null label"
+        )
+    if kind is not None and num_classes is None:
+        raise ValueError(f'the network has class_embed_type = "{kind}"; say how many classes with num_classes=...')
 
 
 def bundled() -> list[str]:
@@ -215,6 +256,7 @@ def load(
             range=None if data["range"] is None else tuple(data["range"]),
             clip=data["clip"],
             integer_times=data["integer_times"],
+            num_classes=data["num_classes"],
             info=data["info"],
         )
     except (ValueError, TypeError) as error:
@@ -229,10 +271,13 @@ def _read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON: {error}; save the model again") from None
-    if not isinstance(data, dict) or data.get("format") != _FORMAT:
-        raise ValueError(f"{path} is not of format {_FORMAT!r}")
-    if set(data) != _KEYS:
-        raise ValueError(f"{path}: missing keys {sorted(_KEYS - set(data))}, unknown keys {sorted(set(data) - _KEYS)}")
+    if not isinstance(data, dict) or data.get("format") not in tuple(_FORMATS):
+        raise ValueError(f"{path} is not of a format that this version reads: {', '.join(_FORMATS)}")
+    lacking = _FORMATS[data["format"]]
+    keys = {"format", *_KINDS} - set(lacking)
+    if set(data) != keys:
+        raise ValueError(f"{path}: missing keys {sorted(keys - set(data))}, unknown keys {sorted(set(data) - keys)}")
+    data |= lacking
     for key, kind in _KINDS.items():
         if not isinstance(data[key], kind):
             raise ValueError(f"{path}: {key} has the value {data[key]!r}, which is not of the kind that odediff writes")

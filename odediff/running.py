@@ -12,8 +12,6 @@ from .model import Model
 from .noise import Seed, Streams, fresh_seed, normal, streams
 from .step import state_dtype
 
-Clip = bool | tuple[float, float] | None
-
 
 def start(model: Model, scale: float, noise: Tensor | None, n: int | None, seed: Seed | None) -> tuple[Tensor, Streams]:
     """x_T = scale * noise, (n, *model.shape), on the model's device, and the streams of the rows' noise.
@@ -52,19 +50,6 @@ def finish(model: Model, x: Tensor) -> Tensor:
             "try more evaluations or a lower-order solver"
         )
     return x if model.range is None else x.clamp(*model.range)
-
-
-def clip_limits(model: Model, clip: Clip) -> tuple[float, float] | None:
-    """The bounds for x0 that `clip` asks for. ValueError: True without a range, or a pair that is not (low, high)."""
-    clip = model.clip if clip is None else clip
-    if clip is False:
-        return None
-    limits = model.range if clip is True else clip
-    if limits is None:
-        raise ValueError("clip=True needs a model with a range; pass clip=(low, high)")
-    if not isinstance(limits, (tuple, list)) or len(limits) != 2 or not limits[0] < limits[1]:
-        raise ValueError(f"clip must be True, False or (low, high) with low < high, got {clip!r}")
-    return float(limits[0]), float(limits[1])
 
 
 @contextmanager

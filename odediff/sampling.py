@@ -14,9 +14,9 @@ from . import adaptive
 from .model import Model
 from .noise import Seed, normal
 from .plans import Plan
-from .running import Clip, clip_limits, evaluating, finish, start
-from .spaces import space_pair
-from .step import advance, clipped, conversion, mix
+from .prediction import Clip, Label, Prediction, checked_label, implied_count
+from .running import evaluating, finish, start
+from .step import advance
 
 Callback = Callable[[int, Tensor, Tensor], None]
 
@@ -26,14 +26,27 @@ class Sampler:
 
         d[i] = P(x[i], net(x[i], t[i])),    x[i+1] = a[i] x[i] + sum_j b[i,j] d[i-j] + c[i] z[i]
 
+    guidance: strength g of classifier-free guidance, d = d_uncond + g (d_cond - d_uncond): 1 or None is conditional, 0
+        unconditional, more overstates the label. One guided evaluation is one of the plan's, on a batch of 2 n.
     clip: clamp every predicted x0, and recompute eps from it: True to the model's range, (low, high), False, or None
-    for
-        the model's own setting.
+        for the model's own setting.  threshold: dynamic thresholding in its place, the quantile, such as 0.995.
+    clip_eps: "recompute", or "keep" the network's own eps beside the limited x0, as diffusers' DDIM does by default;
+        for one-step methods only.  Formulas: `odediff.prediction`.
     ValueError: the plan was compiled for another schedule, has fractional times for a network that knows whole ones
-    only, or the network's prediction is singular at a row; clip=True for a model without a range.
+    only, or the network's prediction is singular at a row; clip=True or a threshold for a model without a range, both
+    at a time, guidance of an unconditional model, "keep" where a row reads earlier predictions.
     """
 
-    def __init__(self, model: Model, plan: Plan, *, clip: Clip = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        plan: Plan,
+        *,
+        guidance: float | None = None,
+        clip: Clip = None,
+        threshold: float | None = None,
+        clip_eps: str = "recompute",
+    ) -> None:
         self.model, self.plan = model, plan
         if plan.schedule and plan.schedule != model.schedule.fingerprint:
             raise ValueError(
@@ -45,12 +58,8 @@ class Sampler:
             raise ValueError(
                 f"the network knows whole times only, the plan has t = {fractional[0]:.3f}; use plan(..., snap=True)"
             )
-        alpha, sigma = plan.alpha[:-1], plan.sigma[:-1]
-        u, w = space_pair(plan.space, alpha, sigma)
-        self._to_d = conversion(model.prediction, plan.space, alpha, sigma)
-        self._clip = clip_limits(model, clip)
-        self._to_x0 = conversion(model.prediction, "x0", alpha, sigma)
-        self._scales = list(zip(u.tolist(), w.tolist(), alpha.tolist(), sigma.tolist(), strict=True))
+        self._prediction = Prediction(model, guidance=guidance, clip=clip, threshold=threshold, clip_eps=clip_eps)
+        self._rows = self._prediction.of_plan(plan)
 
     def __call__(
         self,
@@ -58,40 +67,37 @@ class Sampler:
         *,
         n: int | None = None,
         seed: Seed | None = None,
+        label: Label = None,
         callback: Callback | None = None,
         progress: bool = False,
     ) -> Tensor:
         """Samples of shape (n, *model.shape), clamped to the model's range, on the model's device.
 
         noise: unit normal start of shape (n, *model.shape); else drawn from `seed`.  n: how many; 1, or as many as
-        `noise` or `seed` hold.  seed: of start and row noise, whole numbers from 0: one, and sample k is (seed, k), or
-        a sequence with one per sample, each of which is (its seed, 0); None: a fresh one.
+        `noise`, `seed` or labels hold.  seed: of start and row noise, whole numbers from 0: one, and sample k is
+        (seed, k), or a sequence with one per sample, each of which is (its seed, 0); None: a fresh one.
+        label: of a class-conditional model, 0 .. num_classes - 1: one for all samples, or a list, array or tensor with
+        one for each; None: unconditional.
         callback: `callback(i, x, x0)` after row i, with the new state and the row's predicted x0; called under no_grad.
-        progress: show a bar.  ValueError: a noise of the wrong shape, n or seeds that contradict it, a negative seed.
+        progress: show a bar.  ValueError: a noise of the wrong shape, n or seeds that contradict it, a negative seed, a
+        label that the model does not have, not as many labels as samples, guidance without label.
         """
         model, plan = self.model, self.plan
-        x, batch = start(model, plan.prior_scale, noise, n, seed)
+        label = checked_label(model, label)
+        x, batch = start(model, plan.prior_scale, noise, implied_count(label, n, noise), seed)
+        network, predict = self._prediction.network(label, x), self._prediction
         coefficients = zip(plan.t.tolist(), plan.a.tolist(), plan.b.tolist(), plan.c.tolist(), strict=True)
         history: list[Tensor] = []
         with evaluating(model), tqdm(total=plan.nfe, disable=not progress, desc=plan.method, unit="eval") as bar:
-            for i, (t, a, b, c) in enumerate(coefficients):
-                out = model(x, t)
-                history = [self._predict(i, x, out), *history[: plan.depth - 1]]
+            for i, ((t, a, b, c), row) in enumerate(zip(coefficients, self._rows, strict=True)):
+                out = network(x, t)
+                history = [predict.d(x, out, row), *history[: plan.depth - 1]]
                 z = normal(batch, i + 1, model.shape, device=x.device, dtype=x.dtype) if c else None
                 old, x = x, advance(x, a, b, history, c, z)
                 if callback is not None:
-                    callback(i, x.clone(), self._x0(i, old, out))
+                    callback(i, x.clone(), predict.x0(old, out, row))
                 bar.update()
         return finish(model, x)
-
-    def _predict(self, i: int, x: Tensor, out: Tensor) -> Tensor:
-        if self._clip is None:
-            return mix(self._to_d[i][0], x, self._to_d[i][1], out)
-        return clipped(x, out, self._to_x0[i], self._scales[i], self._clip)
-
-    def _x0(self, i: int, x: Tensor, out: Tensor) -> Tensor:
-        x0 = mix(self._to_x0[i][0], x, self._to_x0[i][1], out)
-        return x0 if self._clip is None else x0.clamp_(*self._clip)
 
 
 def sample(
@@ -104,7 +110,11 @@ def sample(
     noise: Tensor | None = None,
     grid: str | ArrayLike | None = None,
     eta: float | None = None,
+    label: Label = None,
+    guidance: float | None = None,
     clip: Clip = None,
+    threshold: float | None = None,
+    clip_eps: str = "recompute",
     callback: Callback | None = None,
     progress: bool = False,
     rtol: float | None = None,
@@ -117,25 +127,16 @@ def sample(
     "fehlberg2",
         "adaptive_heun"), or one of its fixed-step methods as an oracle ("torchdiffeq:rk4").
     nfe: evaluations of the network, exactly (20 if not named); not for adaptive methods, which take rtol, atol,
-    max_nfe. grid, eta: see `odediff.plan`.  n, seed, noise, callback, progress, clip: see `Sampler`.
+    max_nfe. grid, eta: see `odediff.plan`.  n, seed, noise, label, callback, progress, guidance, clip, threshold,
+    clip_eps: see `Sampler`.
     ValueError: see there; and options that the solver does not have.  BudgetExceeded: `max_nfe` ran out.
     """
+    draw: dict[str, Any] = {"n": n, "seed": seed, "noise": noise, "label": label, "progress": progress}
+    predict: dict[str, Any] = {"guidance": guidance, "clip": clip, "threshold": threshold}
     if isinstance(solver, str) and adaptive.is_torchdiffeq(solver):
-        _refuse(solver, eta=eta, callback=callback)
-        return adaptive.solve(
-            model,
-            solver,
-            nfe=nfe,
-            n=n,
-            seed=seed,
-            noise=noise,
-            grid=grid,
-            clip=clip,
-            progress=progress,
-            rtol=rtol,
-            atol=atol,
-            max_nfe=max_nfe,
-        ).x
+        _refuse(solver, eta=eta, callback=callback, clip_eps=None if clip_eps == "recompute" else clip_eps)
+        tolerance: dict[str, Any] = {"rtol": rtol, "atol": atol, "max_nfe": max_nfe}
+        return adaptive.solve(model, solver, nfe=nfe, grid=grid, **tolerance, **predict, **draw).x
     _refuse("a fixed-step solver", rtol=rtol, atol=atol, max_nfe=max_nfe)
     if isinstance(solver, Plan):
         _refuse("a compiled plan", nfe=nfe, grid=grid, eta=eta)
@@ -149,7 +150,7 @@ def sample(
             raise ValueError(f"unknown solver {solver!r}; choose {known}")
         args: dict[str, Any] = {} if eta is None else {"eta": eta}
         plan = compile_plan(solver, model.schedule, 20 if nfe is None else nfe, grid, snap=model.integer_times, **args)
-    return Sampler(model, plan, clip=clip)(noise, n=n, seed=seed, callback=callback, progress=progress)
+    return Sampler(model, plan, clip_eps=clip_eps, **predict)(callback=callback, **draw)
 
 
 def _refuse(solver: str, **options: object) -> None:

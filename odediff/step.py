@@ -1,6 +1,7 @@
 """The reference update in eager torch: the truth that every other way to run a plan is held to.
 
     d = p x + q out                                            out: what the network returned
+    d = m x0' + p x + q out                                    x0': the predicted x0 kept within limits
     x' = a x + sum_j b_j d_j + c z
 
 Coefficients are Python floats (float64); the state is float32, or float64 for proofs. Casts of the state happen here
@@ -21,15 +22,15 @@ from .spaces import space_pair
 Rows = list[tuple[float, float]]
 
 
-def conversion(prediction: str, space: str, alpha: Array, sigma: Array) -> Rows:
-    """(p, q) per row of d = p x + q out, which turns a network's `prediction` into the plan's `space`.
+def conversion(prediction: str, space: str | tuple[Array, Array], alpha: Array, sigma: Array) -> Rows:
+    """(p, q) per row of d = p x + q out, which turns a network's `prediction` into `space`.
 
     With out = u_n x0 + w_n eps, d = u x0 + w eps and D = alpha w_n - sigma u_n:
-    p = (u w_n - w u_n) / D, q = (w alpha - u sigma) / D. alpha, sigma: (S,) float64.
+    p = (u w_n - w u_n) / D, q = (w alpha - u sigma) / D. alpha, sigma: (S,) float64; space: a name, or (u, w).
     ValueError: D = 0 at a row, such as an eps prediction where alpha = 0.
     """
     un, wn = space_pair(prediction, alpha, sigma)
-    u, w = space_pair(space, alpha, sigma)
+    u, w = space_pair(space, alpha, sigma) if isinstance(space, str) else space
     det = alpha * wn - sigma * un
     bad = np.flatnonzero(det == 0)
     if len(bad):
@@ -50,16 +51,30 @@ def mix(p: float, x: Tensor, q: float, out: Tensor) -> Tensor:
     return torch.mul(out.to(x.dtype), q).add_(x, alpha=p)
 
 
-def clipped(
-    x: Tensor, out: Tensor, to_x0: tuple[float, float], scales: tuple[float, ...], limits: tuple[float, float]
-) -> Tensor:
-    """The prediction after x0 is clamped to `limits` and eps recomputed from it, d = u x0 + w (x - alpha x0) / sigma.
+def guided(unconditional: Tensor, conditional: Tensor, weight: float) -> Tensor:
+    """d_uncond + weight (d_cond - d_uncond): Ho & Salimans 2022, eq. 6, whose w is weight - 1."""
+    return unconditional.lerp(conditional, weight)
 
-    scales: (u, w, alpha, sigma) of the row.
+
+def thresholded(x0: Tensor, quantile: float, limits: tuple[float, float]) -> Tensor:
+    """Dynamic thresholding, on y = (x0 - middle) / half width of the limits, sample by sample.
+
+    s = max(1, quantile of |y|) by linear interpolation of the order statistics,  y' = clip(y, -s, s) / s.
+    x0: (N, ...).  quantile: in (0, 1].  Source: Saharia et al. 2022, section 2.3.
     """
-    u, w, alpha, sigma = scales
-    x0 = mix(to_x0[0], x, to_x0[1], out).clamp_(*limits)
-    return x0.mul_(u - w * alpha / sigma).add_(x, alpha=w / sigma)
+    middle, half = (limits[1] + limits[0]) / 2, (limits[1] - limits[0]) / 2
+    y = x0.sub(middle).flatten(1)
+    size, last = y.abs(), y.shape[1] - 1
+    rank, share = divmod(quantile * last, 1.0)
+    below, above = (size.kthvalue(min(int(rank) + k, last) + 1, dim=1, keepdim=True).values for k in (0, 1))
+    s = below.lerp_(above, share).clamp_(min=half)
+    return y.clamp_(-s, s).mul_(half / s).add_(middle).view_as(x0)
+
+
+def limited(m: float, x0: Tensor, p: float, x: Tensor, q: float, out: Tensor) -> Tensor:
+    """m x0 + p x + q out, in the state's dtype; overwrites x0."""
+    d = x0.mul_(m).add_(x, alpha=p)
+    return d.add_(out.to(x.dtype), alpha=q) if q else d
 
 
 def advance(

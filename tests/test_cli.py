@@ -39,6 +39,17 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `tiny`, with three classes that it tells apart."""
+    folder = tmp_path_factory.mktemp("digits")
+    torch.manual_seed(0)
+    net = UNet(**unet_config("xs", in_channels=1, sample_size=8, num_class_embeds=4))
+    schedule = odediff.schedule.cosine()
+    odediff.Model(net, schedule=schedule, prediction="x0", shape=(1, 8, 8), num_classes=3).save(folder)
+    return folder
+
+
 def run(capsys: pytest.CaptureFixture[str], command: str) -> str:
     assert main(shlex.split(command)) == 0
     return capsys.readouterr().out
@@ -69,6 +80,23 @@ def test_sample_writes_what_the_library_draws(tiny, tmp_path, capsys, solver, op
     want = odediff.sample(odediff.load(tiny), solver, 7, n=5, seed=4, **options)
     assert len(np.unique(pixels(out))) > 30
     assert (pixels(out) == np.asarray(image_grid(want))).all()
+
+
+@pytest.mark.parametrize(
+    ("argument", "label", "columns"),
+    [("1", [1] * 5, None), ("0-2", [0, 1, 2, 0, 1], 3), ("2,0", [2, 0, 2, 0, 2], 2), ("0,1-2,2", [0, 1, 2, 2, 0], 4)],
+)
+def test_sample_takes_labels_in_turn_a_column_each(digits, tmp_path, capsys, argument, label, columns):
+    out = tmp_path / "x.png"
+    command = f"sample {digits} --solver ab2 --nfe 6 --n 5 --out {out} --label {argument}"
+    said = facts(run(capsys, f"{command} --guidance 2.5 --threshold 0.9"))
+    assert said["evaluations"] == "6"
+    want = odediff.sample(odediff.load(digits), "ab2", 6, n=5, seed=0, label=label, guidance=2.5, threshold=0.9)
+    assert (pixels(out) == np.asarray(image_grid(want, columns=columns))).all()
+    guided = pixels(out)
+    run(capsys, command)
+    assert (guided != pixels(out)).any()
+    assert facts(run(capsys, f"info {digits}"))["classes"] == "3, class-conditional"
 
 
 def test_sample_takes_ddpms_variance(tiny, tmp_path, capsys):
@@ -239,6 +267,36 @@ def test_train_then_resume_then_sample(images, tmp_path, capsys):
     assert drawn["evaluations"] == "5"
 
 
+def test_train_with_labels_previews_every_class(tmp_path, capsys):
+    rng, out = np.random.default_rng(0), tmp_path / "run"
+    np.savez(tmp_path / "x.npz", images=rng.integers(0, 256, (40, 8, 8), dtype=np.uint8), y=np.arange(40) % 10)
+    recipe = "--size xs --batch-size 4 --prediction x0 --labels y --label-dropout 0.2"
+    said = facts(run(capsys, f"train --data {tmp_path / 'x.npz'} --out {out} --steps 2 --device cpu {recipe}"))
+    model = odediff.load(out / "model")
+    assert (model.num_classes, model.info["training"]["label_dropout"]) == (10, 0.2)
+    want = odediff.sample(model, solver="rk4", nfe=20, n=60, seed=0, label=[*range(10)] * 6)
+    assert (pixels(Path(said["picture"])) == np.asarray(image_grid(want, columns=10))).all()
+    run(capsys, f"train --out {out} --resume --steps 3 --device cpu")
+    assert odediff.load(out / "model").num_classes == 10
+    drawn = facts(run(capsys, f"{said['next'].removeprefix('odediff ')} --n 2 --nfe 5 --out {out / 'x.png'} --label 7"))
+    assert drawn["evaluations"] == "5"
+
+
+@pytest.mark.parametrize("classes", [65, 3])
+def test_a_preview_has_every_class_however_many(classes, tmp_path, monkeypatch):
+    seen = []
+
+    def sample(model, nfe, n, seed, label):
+        seen.append((n, label))
+        return torch.zeros(n, 1, 8, 8)
+
+    monkeypatch.setattr("odediff.sampling.sample", sample)
+    model = odediff.Model(lambda *_: None, schedule=odediff.schedule.cosine(), shape=(1, 8, 8), num_classes=classes)
+    train_command.preview()(model, 7, tmp_path)
+    assert seen == [(65, list(range(65)))] if classes == 65 else seen == [(63, [0, 1, 2] * 21)]
+    assert train_command.preview_path(tmp_path, 7).is_file()
+
+
 def test_train_repeats_a_recipe(images, tmp_path, capsys):
     recipe = tmp_path / "recipe.json"
     options = TrainConfig(data=str(images), out="elsewhere", size="xs", steps=2, batch_size=4, lr=0.01, prediction="v")
@@ -297,17 +355,26 @@ def test_without_a_command_the_help_is_shown(capsys):
         ("sample TINY --seed=-1", "seed = -1"),
         ("sample TINY --seed 0-7 --n 5", "seed holds 8 seeds for n = 5 samples"),
         ("sample TINY --seed 3,18446744073709551616", "seed[1] = 18446744073709551616"),
-        ("sample TINY --seed 3,", "argument --seed: '' in '3,' is no seed; write 7, 0-63 or 3,5,8"),
-        ("sample TINY --seed 1.5", "'1.5' in '1.5' is no seed"),
-        ("sample TINY --seed 3,-1", "'-1' in '3,-1' is no seed"),
-        ("sample TINY --seed 1-2-3", "'1-2-3' in '1-2-3' is no seed"),
+        ("sample TINY --seed 3,", "argument --seed: '' in '3,' is no whole number or range; write 7, 0-9 or 3,5,8"),
+        ("sample TINY --seed 1.5", "'1.5' in '1.5' is no whole number"),
+        ("sample TINY --seed 3,-1", "'-1' in '3,-1' is no whole number"),
+        ("sample TINY --seed 1-2-3", "'1-2-3' in '1-2-3' is no whole number"),
         ("sample TINY --seed 7-3", "'7-3' must count up"),
-        ("sample TINY --seed 0-18446744073709551615", "no more than a million seeds"),
+        ("sample TINY --seed 0-18446744073709551615", "no more than a million numbers"),
         ("sample TINY --out no/such/folder/x.png", "no folder no/such/folder"),
         ("sample TINY --out x.txt", ".png"),
         ("sample TINY --device abacus", "abacus"),
         ("sample TINY --rtol 1e-3", "rtol"),
         ("sample TINY --solver dopri5 --variance fixed_large", "ddpm"),
+        ("sample TINY --label 0-9", "label = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0"),
+        ("sample TINY --label nine", "'nine' in 'nine' is no whole number or range"),
+        ("sample TINY --label 9-0", "'9-0' must count up"),
+        ("sample TINY --label=-1", "'-1' in '-1' is no whole number"),
+        ("sample TINY --guidance 2", "guidance = 2 needs a class-conditional model"),
+        ("sample TINY --threshold 0.995 --clip", "both limit x0"),
+        ("sample TINY --threshold 99.5", "threshold = 99.5 must be a quantile"),
+        ("train --out run --data x --label-dropout 1", "label_dropout = 1.0"),
+        ("train --out run --data TINY --labels y", "holds none of"),
         ("sample nowhere", "no model 'nowhere'"),
         ("plan rk9", "unknown solver 'rk9'; choose euler"),
         ("plan rk4 --eta 1", "'eta'"),

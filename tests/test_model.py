@@ -210,6 +210,9 @@ def test_to_moves_the_network_and_returns_the_model() -> None:
         ({"range": 1}, "low < high, or None, got 1"),
         ({"clip": True, "range": None}, "clip=True needs a range"),
         ({"integer_times": True, "schedule": schedules.edm()}, 'schedule "edm" is continuous'),
+        ({"num_classes": 0}, "num_classes = 0 must be a whole number from 1 up, or None"),
+        ({"num_classes": True}, "num_classes = True must be"),
+        ({"num_classes": 10.0}, "num_classes = 10.0 must be"),
     ],
     ids=str,
 )
@@ -217,6 +220,82 @@ def test_errors_name_the_value_and_the_remedy(options: dict[str, Any], message: 
     net = options.pop("net", lambda x, t: x)
     with pytest.raises(ValueError, match=message):
         model(net, **options)
+
+
+@pytest.mark.parametrize(
+    ("network", "num_classes", "message"),
+    [
+        ({}, 3, "num_classes = 3 does not fit the network's num_class_embeds = None: a table has one row more"),
+        ({"num_class_embeds": 4}, None, "num_classes = None does not fit the network's num_class_embeds = 4"),
+        ({"num_class_embeds": 3}, 3, "num_classes = 3 does not fit the network's num_class_embeds = 3"),
+        ({"class_embed_type": "timestep"}, None, 'class_embed_type = "timestep"; say how many classes'),
+        (
+            {"class_embed_type": "identity"},
+            3,
+            '"identity" takes embeddings, not labels; wrap the network in a callable',
+        ),
+    ],
+    ids=str,
+)
+def test_classes_that_the_unet_does_not_embed_are_refused(
+    network: dict[str, Any], num_classes: int | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        model(UNet(**SMALL, **network), num_classes=num_classes)
+
+
+def test_a_label_reaches_the_network_and_no_label_is_the_null_label() -> None:
+    """By hand for a callable, by the rows of its table for the U-Net."""
+    seen: list[Tensor] = []
+
+    def net(x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        seen.append(label)
+        return x * label[:, None]
+
+    x, label = torch.ones(3, 2), torch.tensor([0, 1, 2])
+    conditional = model(net, shape=(2,), num_classes=3)
+    assert torch.equal(conditional(x, 5.0, label), x * torch.tensor([[0.0], [1.0], [2.0]]))
+    assert torch.equal(conditional(x, 5.0), 3 * x)
+    assert [value.tolist() for value in seen] == [[0, 1, 2], [3, 3, 3]]
+    assert all(value.dtype == torch.int64 for value in seen)
+    with pytest.raises(ValueError, match="label given to an unconditional model; leave it out, or make Model"):
+        model(lambda x, t: x, shape=(2,))(x, 5.0, label)
+
+    torch.manual_seed(0)
+    ours = UNet(**SMALL, num_class_embeds=4).eval()
+    assert ours.class_embedding is not None
+    pictures, wrapped = torch.randn(2, 1, 8, 8), model(ours, num_classes=3)
+    with torch.no_grad():
+        null, two = wrapped(pictures, 5.0), wrapped(pictures, 5.0, torch.tensor([2, 2]))
+        assert not torch.allclose(null, two, atol=1e-3)
+        table = ours.class_embedding.weight
+        table[2] = table[3]
+        assert torch.equal(wrapped(pictures, 5.0, torch.tensor([2, 2])), null)
+
+
+@pytest.mark.parametrize("network", [{"num_class_embeds": 4}, {"class_embed_type": "timestep"}], ids=str)
+def test_a_conditional_model_survives_a_round_trip(network: dict[str, Any], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    saved = model(UNet(**SMALL, **network).eval(), num_classes=3)
+    saved.save(tmp_path)
+    loaded = odediff.load(tmp_path)
+    assert loaded.num_classes == 3
+    x, label = torch.randn(2, 1, 8, 8), torch.tensor([0, 2])
+    with torch.no_grad():
+        assert torch.equal(loaded(x, 7.0, label), saved(x, 7.0, label)) and torch.equal(loaded(x, 7.0), saved(x, 7.0))
+
+
+def test_folders_of_the_first_format_still_load(tmp_path: Path) -> None:
+    """What version 0.1.0 wrote: no num_classes, which meant none."""
+    saved = model(unet())
+    saved.save(tmp_path)
+    path = tmp_path / "model.json"
+    data = json.loads(path.read_text())
+    assert data.pop("num_classes", 0) is None and data["format"] == "odediff-model-2"
+    path.write_text(json.dumps({**data, "format": "odediff-model-1"}))
+    loaded = odediff.load(tmp_path)
+    assert loaded.num_classes is None and torch.equal(output(loaded), output(saved))
+    assert odediff.load("mnist").num_classes is None
 
 
 class Flags(nn.Module):
@@ -414,9 +493,17 @@ def _truncated(share: float) -> Callable[[Path], None]:
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "unknown key": (_json(lambda d: d.update(guidance=2)), r"unknown keys \['guidance'\]"),
     "missing key": (_json(lambda d: d.pop("schedule")), r"missing keys \['schedule'\]"),
-    "another format": (_json(lambda d: d.update(format="odediff-model-2")), "not of format 'odediff-model-1'"),
-    "no format": (_json(lambda d: d.pop("format")), "not of format 'odediff-model-1'"),
-    "a list": (_file("model.json", b"[1, 2]"), "not of format"),
+    "another format": (
+        _json(lambda d: d.update(format="odediff-model-3")),
+        "not of a format .*: odediff-model-1, odedi",
+    ),
+    "a list as format": (_json(lambda d: d.update(format=[1])), "not of a format"),
+    "no format": (_json(lambda d: d.pop("format")), "not of a format .*odediff-model-1"),
+    "a key of another format": (_json(lambda d: d.update(format="odediff-model-1")), r"unknown keys \['num_classes'\]"),
+    "no classes": (_json(lambda d: d.pop("num_classes")), r"missing keys \['num_classes'\]"),
+    "classes": (_json(lambda d: d.update(num_classes=3)), "num_classes = 3 does not fit .* num_class_embeds = None"),
+    "classes kind": (_json(lambda d: d.update(num_classes="3")), "num_classes.*'3'"),
+    "a list": (_file("model.json", b"[1, 2]"), "not of a format"),
     "half of the text": (_file("model.json", b'{"format": "odediff-mo'), "is not JSON"),
     "no text": (_file("model.json", b"\xff\xfe\x00\x01"), "is not JSON"),
     "prediction": (_json(lambda d: d.update(prediction="noise")), "unknown prediction 'noise'; choose x0, eps"),

@@ -11,6 +11,7 @@ from PIL import Image
 
 from odediff.training import load_images
 from odediff.training.batches import Batches, data_fingerprint
+from odediff.training.data import load_labels
 
 CPU = torch.device("cpu")
 
@@ -193,3 +194,58 @@ def test_fingerprint_tells_data_apart() -> None:
     assert data_fingerprint(images) == data_fingerprint(images.copy())
     assert data_fingerprint(images) != data_fingerprint(other)
     assert data_fingerprint(images) != data_fingerprint(images.reshape(3, 1, 2, 8))
+
+
+def test_labels_by_key(tmp_path: Path) -> None:
+    labels = np.array([2, 0, 1, 1, 9], dtype=np.uint8)
+    np.savez(tmp_path / "x.npz", x_train=_random(5, 4, 4), y=labels, real=labels / 2, low=labels.astype(int) - 1)
+    got = load_labels(tmp_path / "x.npz", "y", 5)
+    assert got.dtype == np.int64 and got.tolist() == [2, 0, 1, 1, 9]
+    for key, count, said in (
+        ("z", 5, r"x\.npz has no array 'z'"),
+        ("y", 6, r"y holds uint8 of shape \(5,\); labels must be whole numbers, \(6,\), one for each image"),
+        ("real", 5, "real holds float64 of shape"),
+        ("low", 5, "low holds the label -1; classes are 0, 1, .."),
+    ):
+        with pytest.raises(ValueError, match=said):
+            load_labels(tmp_path / "x.npz", key, count)
+    Image.fromarray(_random(4, 4)).save(tmp_path / "a.png")
+    for path in (tmp_path, tmp_path / "a.png"):
+        with pytest.raises(ValueError, match=r"labels = 'y' names an array of an \.npz file, and .* is not one"):
+            load_labels(path, "y", 5)
+
+
+def _labelled(seed: int = 3, dropout: float = 0.25) -> Batches:
+    images, labels = np.arange(40, dtype=np.uint8).reshape(40, 1, 1, 1), np.arange(40) // 4
+    return Batches(images, 16, seed=seed, flip=True, device=CPU, labels=labels, num_classes=10, label_dropout=dropout)
+
+
+def test_labels_stay_with_their_images_through_every_pass() -> None:
+    batches = _labelled(dropout=0.0)
+    for step in range(10):  # 40 / 16 is no whole number: batches cross the ends of passes
+        images, labels = ((batches(step) + 1) * 127.5).round().flatten().long(), batches.labels(step)
+        assert labels is not None and labels.dtype == torch.int64
+        assert torch.equal(labels, images // 4)
+    assert Batches(np.zeros((4, 1, 1, 1), np.uint8), 2, seed=0, flip=False, device=CPU).labels(0) is None
+
+
+def test_labels_are_dropped_at_random_by_seed_and_step_alone() -> None:
+    dropped, whole = _labelled(), _labelled(dropout=0.0)
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    drawn = torch.stack([dropped.labels(step) for step in range(400)])  # type: ignore[misc]
+    assert torch.equal(torch.get_rng_state(), state)  # the noise of training is not touched
+    null = drawn == 10
+    kept = torch.stack([whole.labels(step) for step in range(400)])  # type: ignore[misc]
+    assert torch.equal(drawn[~null], kept[~null])
+    assert abs(float(null.double().mean()) - 0.25) < 4 * (0.25 * 0.75 / null.numel()) ** 0.5
+    assert abs(float(null.double().std(0).mean()) - (0.25 * 0.75) ** 0.5) < 0.02  # each place, independent of the step
+    assert torch.equal(_labelled().labels(123), drawn[123])  # type: ignore[arg-type]
+    assert not torch.equal(_labelled(seed=4).labels(123) == 10, null[123])  # type: ignore[arg-type]
+
+
+def test_labels_are_part_of_the_fingerprint() -> None:
+    images, labels = _random(3, 1, 4, 4), np.array([0, 1, 2])
+    plain, with_labels = data_fingerprint(images), data_fingerprint(images, labels)
+    assert set(plain) == {"shape", "crc32"} and plain.items() < with_labels.items()  # as before there were labels
+    assert with_labels != data_fingerprint(images, labels[::-1]) and with_labels == data_fingerprint(images, labels)

@@ -339,3 +339,98 @@ def test_trains_on_cuda(data: Path, tmp_path: Path, amp: str, compiled: bool) ->
     assert np.mean(losses[-10:]) < 0.5 * losses[0]
     resumed = train(replace(config, steps=160), progress=False, device="cuda", resume=True)
     assert resumed.info["step"] == 160 and resumed.device.type == "cuda"
+
+
+CLASS_MEANS = np.array([-0.7, 0.0, 0.6])
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nearly constant images whose level is their class; class 2 is half of them."""
+    rng = np.random.default_rng(1)
+    labels = rng.choice(3, 600, p=[0.25, 0.25, 0.5])
+    values = CLASS_MEANS[labels, None, None] + 0.05 * rng.standard_normal((600, 4, 4))
+    path = tmp_path_factory.mktemp("data") / "levels.npz"
+    np.savez(path, images=np.round((values + 1) * 127.5).astype(np.uint8), y=labels.astype(np.uint8))
+    return path
+
+
+def test_labels_teach_the_classes_and_the_null_label_all_of_them(labelled: Path, tmp_path: Path) -> None:
+    """Where nothing is left of the image, the best prediction of it is its class's mean; without a class, the mean."""
+    config = _config(
+        labelled,
+        tmp_path,
+        labels="y",
+        label_dropout=0.25,
+        prediction="x0",
+        steps=400,
+        batch_size=64,
+        lr=6e-3,
+        flip=False,
+        warmup_steps=20,
+        network={**TINY, "block_out_channels": [16], "down_block_types": ["DownBlock2D"]},
+    )
+    model = _train(config)
+    assert model.num_classes == 3 and odediff.load(tmp_path / "model").num_classes == 3
+    assert _weights(model)["class_embedding.weight"].shape == (4, 128)
+    alpha, noise = (
+        float(model.schedule.alpha(9.0)),
+        torch.randn(400, 1, 4, 4, generator=torch.Generator().manual_seed(1)),
+    )
+    assert alpha < 0.15
+    with np.load(labelled) as file:
+        mixed = CLASS_MEANS[file["y"]].mean()
+    with torch.no_grad():
+        for k, mean in enumerate(CLASS_MEANS):
+            got = model(alpha * mean + noise, 9.0, torch.full((400,), k))
+            assert float(got.mean()) == pytest.approx(mean, abs=0.05)
+        got = model(alpha * mixed + noise, 9.0)
+        assert float(got.mean()) == pytest.approx(mixed, abs=0.05)
+
+
+def test_a_labelled_run_resumes_bit_for_bit(labelled: Path, tmp_path: Path) -> None:
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    options: dict[str, Any] = {"labels": "y", "label_dropout": 0.5, "lr_decay": "constant"}
+    _train(_config(labelled, once, **options))
+    _train(_config(labelled, twice, **options, steps=9))
+    _train(_config(labelled, twice, **options), resume=True)
+    _assert_same_run(once, twice)
+    other = tmp_path / "other"
+    _train(_config(labelled, other, **{**options, "label_dropout": 0.4}))
+    assert _log(other) != _log(once)
+
+
+def test_labels_are_part_of_the_data_and_of_the_recipe(labelled: Path, tmp_path: Path) -> None:
+    _train(_config(labelled, tmp_path / "run", labels="y", steps=3))
+    with np.load(labelled) as file:
+        images, labels = file["images"], file["y"].copy()
+    labels[[0, 1]] = (labels[[0, 1]] + 1) % 3
+    np.savez(tmp_path / "relabelled.npz", images=images, y=labels, z=labels)
+    with pytest.raises(ValueError, match=r"its data was .*labels_crc32.* is .*labels_crc32"):
+        _train(_config(tmp_path / "relabelled.npz", tmp_path / "run", labels="y", steps=6), resume=True)
+    with pytest.raises(ValueError, match=r"\(labels: 'y' -> 'z'; label_dropout: 0.1 -> 0.2\)"):
+        _train(_config(labelled, tmp_path / "run", labels="z", label_dropout=0.2, steps=6), resume=True)
+    with pytest.raises(ValueError, match="labels: 'y' -> None"):
+        _train(_config(labelled, tmp_path / "run", steps=6), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"labels": "y", "network": {**TINY, "num_class_embeds": 3}}, "num_classes = 3 does not fit .* = 3"),
+        (
+            {"labels": "y", "network": {**TINY, "class_embed_type": "identity"}},
+            "class_embed_type = 'identity' does not",
+        ),
+        ({"network": {**TINY, "num_class_embeds": 4}}, "num_classes = None does not fit .*num_class_embeds = 4"),
+        ({"labels": "x"}, r"levels.npz has no array 'x'; it holds \['images', 'y'\]"),
+        ({"labels": "images"}, r"images holds uint8 of shape \(600, 4, 4\); labels must be whole numbers, \(600,\)"),
+    ],
+    ids=str,
+)
+def test_labels_that_do_not_fit_are_refused_before_training(
+    labelled: Path, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        _train(_config(labelled, tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()

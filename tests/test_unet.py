@@ -57,6 +57,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "scaled middle": {"mid_block_scale_factor": math.sqrt(2), "attn_norm_num_groups": 2},
     "DDPM's conventions": {"downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1, "norm_eps": 1e-6},
     "centred": {"center_input_sample": True, "act_fn": "gelu", "time_embedding_dim": 20, "in_channels": 3},
+    "a table of classes": {"num_class_embeds": 11},
+    "classes embedded as times": {"class_embed_type": "timestep", "flip_sin_to_cos": False, "freq_shift": 1},
+    "embeddings for classes": {"class_embed_type": "identity", "time_embedding_dim": 20},
     "DDPM for CIFAR-10": DDPM_CIFAR10,
 }
 
@@ -66,6 +69,13 @@ def _theirs(config: dict[str, Any]) -> Any:
         warnings.simplefilter("ignore")
         diffusers = pytest.importorskip("diffusers")
         return diffusers.UNet2DModel(**config).eval()
+
+
+def _label(config: dict[str, Any]) -> torch.Tensor | None:
+    kind = config.get("class_embed_type")
+    if kind == "identity":
+        return torch.randn(2, config["time_embedding_dim"])
+    return torch.tensor([10, 3]) if kind or config.get("num_class_embeds") else None
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -79,11 +89,20 @@ def test_equals_diffusers_on_the_same_weights(name: str) -> None:
     ours.load_state_dict(theirs.state_dict(), strict=True)
     theirs.load_state_dict(ours.state_dict(), strict=True)
     x = torch.randn(2, config["in_channels"], config["sample_size"], config["sample_size"])
+    label = _label(config)
     with torch.no_grad():
         for t in (torch.tensor([999, 3]), torch.tensor([12.75, 0.5]), torch.tensor(41.25)):
-            want, got = theirs(x, t).sample, ours(x, t)
+            want, got = theirs(x, t, label).sample, ours(x, t, label)
             assert got.shape == want.shape
             assert (got - want).abs().max() < 1e-5 * max(1.0, float(want.abs().max()))
+
+
+def test_a_label_is_needed_by_a_network_with_classes_and_refused_by_others() -> None:
+    x = torch.randn(1, 1, 28, 28)
+    with pytest.raises(ValueError, match="label is missing: the network has a class embedding"):
+        UNet(**SMALL, num_class_embeds=3)(x, 5)
+    with pytest.raises(ValueError, match="label given to a network without class embedding; build it with num_class"):
+        UNet(**SMALL)(x, 5, torch.tensor([0]))
 
 
 def test_is_not_diffusers_where_diffusers_truncates_time() -> None:
@@ -188,8 +207,13 @@ def test_zero_residuals_make_branches_the_identity_and_the_answer_zero() -> None
         ({"time_embedding_type": "fourier"}, ValueError, "time_embedding_type = 'fourier'.*positional"),
         ({"downsample_type": "resnet"}, ValueError, "downsample_type = 'resnet'.*conv"),
         ({"act_fn": "tanh"}, ValueError, "act_fn = 'tanh'.*silu"),
-        ({"class_embed_type": "timestep"}, ValueError, "class_embed_type = 'timestep'.*None"),
-        ({"num_class_embeds": 10}, ValueError, "num_class_embeds = 10.*None"),
+        ({"class_embed_type": "simple_projection"}, ValueError, "class_embed_type = 'simple_projection'.*'timestep'"),
+        ({"num_class_embeds": 0}, ValueError, "num_class_embeds = 0: it must be a positive integer or None"),
+        (
+            {"num_class_embeds": 10, "class_embed_type": "timestep"},
+            ValueError,
+            "num_class_embeds = 10 is the size of a table, which class_embed_type = 'timestep' does not have",
+        ),
         ({"resnet_time_scale_shift": "spatial"}, ValueError, "'spatial'.*scale_shift"),
         ({"down_block_types": ["DownBlock2D", "SkipDownBlock2D", "DownBlock2D"]}, ValueError, "SkipDownBlock2D"),
         ({"up_block_types": ["UpBlock2D"]}, ValueError, "up_block_types has 1 entries, block_out_channels 3"),

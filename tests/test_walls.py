@@ -21,7 +21,7 @@ import odediff
 PACKAGE = Path(odediff.__file__).parent
 NUMPY_SIDE = ("schedule", "spaces", "grids", "plans", "trace", "methods", "analysis")
 NETWORKS = "odediff.analysis.networks"  # the torch side of analysis
-EXECUTORS = ("step", "noise", "running", "graph", "onnx", "kernels")
+EXECUTORS = ("step", "noise", "prediction", "running", "graph", "onnx", "kernels")
 
 
 @dataclass(frozen=True)

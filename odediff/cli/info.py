@@ -61,6 +61,7 @@ def _print_model(source: str) -> None:
         ("prediction", model.prediction),
         ("schedule", _brief(model.schedule.fingerprint)),
         ("range", limits),
+        *([] if model.num_classes is None else [("classes", f"{model.num_classes}, class-conditional")]),
         *((key, _brief(value)) for key, value in model.info.items()),
     ]
     print_facts(facts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,20 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--variance", metavar="NAME", help="ddpm only: fixed_small (default) or fixed_large, its two choices of noise"
     )
+
+
+def number_list(text: str) -> list[int]:
+    """Whole numbers and ranges of them: "7" is [7], "0-2,9" is [0, 1, 2, 9]."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        if match is None:
+            raise argparse.ArgumentTypeError(f"{part!r} in {text!r} is no whole number or range; write 7, 0-9 or 3,5,8")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not first <= last < first + 10**6:
+            raise argparse.ArgumentTypeError(f"{part!r} must count up, and over no more than a million numbers")
+        numbers.extend(range(first, last + 1))
+    return numbers
 
 
 def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..methods import METHODS
 from ..methods import plan as compile_plan
-from .options import Commands, add_command, add_plan_options, given, pick_device, print_facts
+from .options import Commands, add_command, add_plan_options, given, number_list, pick_device, print_facts
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -28,7 +28,8 @@ examples:
   odediff sample --solver ddim --nfe 50 --eta 1      stochastic
   odediff sample --seed 3,5,8 --out three.png        the images of these seeds
   odediff sample --solver dopri5 --rtol 1e-3 --atol 1e-3 --max-nfe 200
-  odediff sample runs/mine/model --out mine.png"""
+  odediff sample runs/mine/model --out mine.png
+  odediff sample runs/digits/model --label 0-9 --guidance 2 --n 60"""
 
 
 def add(commands: Commands) -> None:
@@ -64,6 +65,18 @@ def add(commands: Commands) -> None:
         action=argparse.BooleanOptionalAction,
         help="keep predicted images in range (default: the model's setting)",
     )
+    parser.add_argument(
+        "--threshold", type=float, metavar="P", help="dynamic thresholding at this quantile, such as 0.995, not --clip"
+    )
+    parser.add_argument(
+        "--label",
+        type=number_list,
+        metavar="K",
+        help="class-conditional models: 3, 0,1,2 or 0-9, in turn, a column each",
+    )
+    parser.add_argument(
+        "--guidance", type=float, metavar="W", help="towards the label: 1 conditional (default), more overstates it"
+    )
     parser.add_argument("--rtol", type=float, metavar="X", help="adaptive solvers: relative tolerance")
     parser.add_argument("--atol", type=float, metavar="X", help="adaptive solvers: absolute tolerance")
     parser.add_argument("--max-nfe", type=int, metavar="N", help="adaptive solvers: give up after so many evaluations")
@@ -81,19 +94,23 @@ def run(args: argparse.Namespace) -> None:
     check_path(args.out)
     model = load(args.model, device=pick_device(args.device))
     solver = _solver(args, model)
-    options = given(args, "clip", "rtol", "atol", "max_nfe")
+    options = given(args, "clip", "threshold", "guidance", "rtol", "atol", "max_nfe")
+    n = args.n if args.n is not None else 64 if isinstance(args.seed, int) else len(args.seed)
+    columns = None
+    if args.label:
+        options["label"] = [args.label[k % len(args.label)] for k in range(n)]
+        columns = len(args.label) if len(args.label) > 1 else None
     if isinstance(solver, str):
         options |= given(args, "nfe", "grid", "eta")
-    n = 64 if args.n is None and isinstance(args.seed, int) else args.n
     calls = _count_calls(model)
     began = time.perf_counter()
     try:
         x = sample(model, solver, n=n, seed=args.seed, progress=sys.stderr.isatty(), **options).cpu()
     except BudgetExceeded as error:
-        path = save_images(error.samples.cpu(), args.out, range=model.range)
+        path = save_images(error.samples.cpu(), args.out, range=model.range, columns=columns)
         raise ValueError(f"{error}; they are in {path.resolve()}") from None
     seconds = time.perf_counter() - began
-    path = save_images(x, args.out, range=model.range)
+    path = save_images(x, args.out, range=model.range, columns=columns)
     print_facts(
         [
             ("solver", solver if isinstance(solver, str) else f"{args.solver}, grid {solver.args['grid']}"),
@@ -105,19 +122,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _seeds(text: str) -> int | list[int]:
-    """One seed, or a list: "7" is 7, "7-7" is [7], "0-2,9" is [0, 1, 2, 9]."""
-    if re.fullmatch(r"-?\d+", text):
-        return int(text)
-    seeds: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
-        if match is None:
-            raise argparse.ArgumentTypeError(f"{part!r} in {text!r} is no seed; write 7, 0-63 or 3,5,8")
-        first, last = int(match[1]), int(match[2] or match[1])
-        if not first <= last < first + 10**6:
-            raise argparse.ArgumentTypeError(f"{part!r} must count up, and over no more than a million seeds")
-        seeds.extend(range(first, last + 1))
-    return seeds
+    """One seed for all, or one for each: "7" is 7, "7-7" is [7], "0-63" is [0, .., 63]."""
+    return int(text) if re.fullmatch(r"-?\d+", text) else number_list(text)
 
 
 def _solver(args: argparse.Namespace, model: Model) -> str | Plan:

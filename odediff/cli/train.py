@@ -41,6 +41,8 @@ OPTIONS = (
     Option("amp", "off", "mixed precision; fp16 on CUDA only", ("off", "bf16", "fp16")),
     Option("key", None, "name of the array in an .npz file (default: found by itself)"),
     Option("tile", None, "side of the images in a folder of mosaics"),
+    Option("labels", None, "name of the classes' array in an .npz file, such as y_train: a class-conditional model"),
+    Option("label_dropout", 0.1, "share of the labels left out, which guidance needs"),
     Option("pad", 1, "pad both sides of the images to a multiple of this"),
     Option("log_every", 50, "updates between lines of log.jsonl"),
     Option("checkpoint_every", 1000, "updates between checkpoints; 0 for the last only"),
@@ -56,6 +58,7 @@ log.jsonl and checkpoint.safetensors."""
 _EPILOG = """\
 examples:
   odediff train --data mnist.npz --out runs/mnist --steps 5000 --preview-every 500
+  odediff train --data mnist.npz --labels y_train --out runs/digits   class-conditional
   odediff train --data photos/ --out runs/photos --size m --flip
   odediff train --out runs/mnist --resume                go on after an interruption
   odediff train --out runs/mnist --resume --steps 20000  ... and for longer
@@ -144,12 +147,18 @@ def preview_path(folder: Path, step: int) -> Path:
 
 
 def preview(n: int = 64, nfe: int = 20) -> Callable[[Model, int, Path], None]:
-    """The callback that draws a grid from the averaged weights: the same noise each time, so that pictures compare."""
+    """The callback that draws a grid from the averaged weights: the same noise each time, so that pictures compare.
+
+    Of a class-conditional model it shows every class, up to n of them in columns of their own.
+    """
     from ..images import save_images
     from ..sampling import sample
 
     def draw(model: Model, step: int, folder: Path) -> None:
-        x = sample(model, nfe=nfe, n=n, seed=0)
-        save_images(x, preview_path(folder, step), range=model.range)
+        classes = model.num_classes
+        labels = None if classes is None else [*range(classes)] * max(1, n // classes)
+        x = sample(model, nfe=nfe, n=n if labels is None else len(labels), seed=0, label=labels)
+        columns = classes if classes is not None and classes <= n else None
+        save_images(x, preview_path(folder, step), range=model.range, columns=columns)
 
     return draw

@@ -57,8 +57,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "act_fn": tuple(ACTIVATIONS),
     "resnet_time_scale_shift": ("default", "scale_shift"),
     "add_attention": (False, True),
-    "class_embed_type": (None,),
-    "num_class_embeds": (None,),
+    "class_embed_type": (None, "timestep", "identity"),
 }
 
 
@@ -91,6 +90,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "norm_num_groups": (_positive, "a positive integer"),
     "attn_norm_num_groups": (lambda v: v is None or _positive(v), "a positive integer or None"),
     "norm_eps": (lambda v: _real(v) and v > 0, "a positive number"),
+    "num_class_embeds": (lambda v: v is None or _positive(v), "a positive integer or None"),
     "num_train_timesteps": (lambda v: v is None or _positive(v), "a positive integer or None (it has no effect)"),
 }
 
@@ -110,6 +110,11 @@ def checked_config(given: dict[str, Any]) -> dict[str, Any]:
     for key, (fits, wanted) in RULES.items():
         if not fits(config[key]):
             raise ValueError(f"{key} = {config[key]!r}: it must be {wanted}")
+    if config["class_embed_type"] and config["num_class_embeds"]:
+        raise ValueError(
+            f"num_class_embeds = {config['num_class_embeds']} is the size of a table, which class_embed_type = "
+            f"{config['class_embed_type']!r} does not have; leave one of them None"
+        )
     _check_levels(config)
     return config
 

@@ -64,11 +64,13 @@ class _Up(_Level):
 
 
 class UNet(nn.Module):
-    """A network of image and time: `forward(x, t)`.
+    """A network of image, time and, if it has a class embedding, label: `forward(x, t, label)`.
 
     The keywords are the configuration keys of diffusers' `UNet2DModel`, with its defaults; `.config` holds them all.
     `norm_num_groups` groups in every GroupNorm, `attention_head_dim` channels a head (None: one head). Checkpoints
-    load both ways with `load_state_dict(..., strict=True)`.
+    load both ways with `load_state_dict(..., strict=True)`. The label's embedding is added to the time's:
+    `num_class_embeds` rows of a table, or `class_embed_type` "timestep" (embedded as a time is, by weights of its own)
+    or "identity" (the label is the embedding).
 
     Raises `ValueError` for an unknown key or an unsupported value, before anything is built.
     """
@@ -80,6 +82,7 @@ class UNet(nn.Module):
         self._time_dim = c["time_embedding_dim"] or 4 * channels[0]
         self.conv_in = nn.Conv2d(c["in_channels"], channels[0], 3, padding=1)
         self.time_embedding = TimeEmbedding(channels[0], self._time_dim)
+        self.class_embedding = self._class_embedding()
 
         # What the way up will take off the stack: the input convolution, each layer, each downsampling.
         skips = [channels[0]]
@@ -99,6 +102,14 @@ class UNet(nn.Module):
 
         self.conv_norm_out = nn.GroupNorm(c["norm_num_groups"], channels[0], eps=c["norm_eps"])
         self.conv_out = nn.Conv2d(channels[0], c["out_channels"], 3, padding=1)
+
+    def _class_embedding(self) -> nn.Module | None:
+        c = self.config
+        if c["num_class_embeds"]:
+            return nn.Embedding(c["num_class_embeds"], self._time_dim)
+        if c["class_embed_type"] == "timestep":
+            return TimeEmbedding(c["block_out_channels"][0], self._time_dim)
+        return nn.Identity() if c["class_embed_type"] == "identity" else None
 
     def _resnet(self, channels_in: int, channels_out: int, rescale: float = 1.0) -> ResidualBlock:
         c = self.config
@@ -142,14 +153,17 @@ class UNet(nn.Module):
         resnets = [self._resnet(channels, now) for channels in inputs]
         return _Up(resnets, self._attentions(block_type, now, len(inputs)), up=None if last else Upsample(now))
 
-    def forward(self, x: Tensor, t: Tensor | float) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor | float, label: Tensor | None = None) -> Tensor:
         """The network's output at time `t`, of the shape of `x` but for `out_channels`.
 
         `x`: (N, in_channels, H, W), H and W divisible by 2^(levels - 1); `t`: a number, a 0-d tensor, or (N,), integer
-        or real. Raises `ValueError` for a size that does not divide.
+        or real. `label`: (N,), a row of the table (int64) or, for "timestep", any number; (N, time dim) for "identity".
+        Raises `ValueError` for a size that does not divide, a label missing, or given to a network without them.
         """
         check_size(list(x.shape[2:]), len(self.down_blocks))
         emb = self._embed(t, x)
+        if self.class_embedding is not None or label is not None:
+            emb = emb + self._embed_label(label)
         if self.config["center_input_sample"]:
             x = 2 * x - 1
         x = self.conv_in(x)
@@ -164,10 +178,24 @@ class UNet(nn.Module):
         return out
 
     def _embed(self, t: Tensor | float, x: Tensor) -> Tensor:
-        c = self.config
         time = torch.as_tensor(t, device=x.device).expand(x.shape[0])
+        out: Tensor = self.time_embedding(self._sinusoid(time))
+        return out
+
+    def _embed_label(self, label: Tensor | None) -> Tensor:
+        if self.class_embedding is None:
+            raise ValueError("label given to a network without class embedding; build it with num_class_embeds")
+        if label is None:
+            raise ValueError("label is missing: the network has a class embedding")
+        if self.config["class_embed_type"] == "timestep":
+            label = self._sinusoid(label)
+        out: Tensor = self.class_embedding(label)
+        return out.to(self.conv_in.weight.dtype)
+
+    def _sinusoid(self, time: Tensor) -> Tensor:
+        """Waves of a time or a label, (N, first channels), in the network's dtype."""
+        c = self.config
         emb = sinusoid(
             time, c["block_out_channels"][0], freq_shift=c["freq_shift"], flip_sin_to_cos=c["flip_sin_to_cos"]
         )
-        out: Tensor = self.time_embedding(emb.to(self.conv_in.weight.dtype))
-        return out
+        return emb.to(self.conv_in.weight.dtype)

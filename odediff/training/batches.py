@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .data import Pixels
+from .data import Labels, Pixels
 
 
 class Batches:
@@ -18,10 +18,23 @@ class Batches:
     `device` once if they fill less than half of what is free there.
     """
 
-    def __init__(self, images: Pixels, batch_size: int, *, seed: int, flip: bool, device: torch.device) -> None:
+    def __init__(
+        self,
+        images: Pixels,
+        batch_size: int,
+        *,
+        seed: int,
+        flip: bool,
+        device: torch.device,
+        labels: Labels | None = None,
+        num_classes: int | None = None,
+        label_dropout: float = 0.0,
+    ) -> None:
         self.batch_size, self.seed, self.flip, self.device = batch_size, seed, flip, device
         self._home = device if _fits(images.nbytes, device) else torch.device("cpu")
         self._images = torch.from_numpy(np.require(images, requirements=["C", "W"])).to(self._home)
+        self._labels = None if labels is None else torch.from_numpy(labels)
+        self._null, self._dropout = num_classes, label_dropout
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
     @property
@@ -59,11 +72,25 @@ class Batches:
             x = torch.where(mirrored, x.flip(-1), x)
         return x
 
+    def labels(self, step: int) -> Tensor | None:
+        """The classes of batch `step`, int64 (batch_size,) on the device, or None where there are none.
+
+        Each is the null label, num_classes, with probability label_dropout: Ho & Salimans 2022, Algorithm 1, line 3;
+        which ones is a function of the seed and `step` alone.
+        """
+        if self._labels is None:
+            return None
+        label = self._labels[self.indices(step).cpu()]
+        seed = int(np.random.SeedSequence([self.seed, step, 1]).generate_state(1, np.uint64)[0])
+        dropped = torch.rand(len(label), generator=torch.Generator().manual_seed(seed)) < self._dropout
+        return torch.where(dropped, self._null, label).to(self.device)  # type: ignore[arg-type]
+
 
 def _fits(size: int, device: torch.device) -> bool:
     return device.type != "cuda" or size < torch.cuda.mem_get_info(device)[0] / 2
 
 
-def data_fingerprint(images: Pixels) -> dict[str, Any]:
-    """What a checkpoint remembers of its data: shape and CRC-32."""
-    return {"shape": list(images.shape), "crc32": zlib.crc32(np.ascontiguousarray(images).data)}
+def data_fingerprint(images: Pixels, labels: Labels | None = None) -> dict[str, Any]:
+    """What a checkpoint remembers of its data: shape and CRC-32, and that of the labels if there are any."""
+    found: dict[str, Any] = {"shape": list(images.shape), "crc32": zlib.crc32(np.ascontiguousarray(images).data)}
+    return found if labels is None else {**found, "labels_crc32": zlib.crc32(np.ascontiguousarray(labels).data)}

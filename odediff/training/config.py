@@ -28,6 +28,8 @@ class TrainConfig:
     """The recipe of a run.
 
     `data`: what `load_images` reads, with `key`, `tile` and `pad` passed to it; `flip`: mirror half of the images.
+    `labels`: name of the classes' array in an .npz file; the model becomes class-conditional, and a label is replaced
+    by the null label with probability `label_dropout` (Ho & Salimans 2022, Algorithm 1), which guidance needs.
     `out`: the folder for checkpoint, log, previews and model.
     `size`: a named U-Net; `network`: U-Net keys laid over it. `schedule`: an identity for `schedule.from_identity`.
     `prediction`: what the network answers, "eps", "x0", "v" or "flow". `weighting`: one of `WEIGHTINGS`, or T numbers.
@@ -47,6 +49,8 @@ class TrainConfig:
     key: str | None = None
     tile: int | None = None
     pad: int = 1
+    labels: str | None = None
+    label_dropout: float = 0.1
     flip: bool = False
     schedule: dict[str, Any] = field(default_factory=_linear)
     prediction: str = "eps"
@@ -85,8 +89,10 @@ class TrainConfig:
             self._at_least(name, low, int)
         for name in ("warmup_steps", "checkpoint_every", "preview_every", "seed"):
             self._at_least(name, 0, int)
-        for name in ("lr", "weight_decay", "grad_clip", "ema_decay"):
+        for name in ("lr", "weight_decay", "grad_clip", "ema_decay", "label_dropout"):
             self._at_least(name, 0, int | float)
+        if self.label_dropout >= 1:
+            raise ValueError(f"label_dropout = {self.label_dropout}: it must be below 1, or no label is ever seen")
         if self.lr == 0 or self.ema_decay >= 1:
             raise ValueError(f"lr = {self.lr}, ema_decay = {self.ema_decay}: lr must be above 0 and ema_decay below 1")
         schedules.from_identity(self.schedule)
@@ -124,9 +130,12 @@ class TrainConfig:
         return cls(**values)
 
     def check_resumes(self, saved: dict[str, Any], where: Path) -> None:
-        """Raise `ValueError` naming every field, the free ones apart, in which this run differs from a saved one."""
-        now = self.to_dict()
-        changed = [f"{k}: {saved.get(k)!r} -> {now[k]!r}" for k in now if k not in FREE and saved.get(k) != now[k]]
+        """Raise `ValueError` naming every field, the free ones apart, in which this run differs from a saved one.
+
+        A field that the saved run did not know yet has its default there.
+        """
+        now, saved = self.to_dict(), TrainConfig.from_dict(saved).to_dict()
+        changed = [f"{k}: {saved[k]!r} -> {now[k]!r}" for k in now if k not in FREE and saved[k] != now[k]]
         if changed:
             raise ValueError(
                 f"cannot resume {where} with another recipe ({'; '.join(changed)}); only {', '.join(sorted(FREE))} may "

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 Pixels = NDArray[np.uint8]
+Labels = NDArray[np.int64]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 GREY, COLOUR = ("1", "L"), ("RGB", "P", "CMYK", "YCbCr")
@@ -42,6 +43,26 @@ def load_images(path: str | Path, *, key: str | None = None, tile: int | None = 
     if not len(images):
         raise ValueError(f"{path} holds no images")
     return _padded(images, pad)
+
+
+def load_labels(path: str | Path, key: str, count: int) -> Labels:
+    """The array `key` of an .npz file as int64 (count,): the classes 0, 1, .. of `count` images.
+
+    Raises `ValueError` for another kind of file, an absent key, and anything but one whole number from 0 an image.
+    """
+    path = Path(path)
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"labels = {key!r} names an array of an .npz file, and {path} is not one")
+    found = _npz_array(path, key)
+    if found.dtype.kind not in "iu" or found.shape != (count,):
+        raise ValueError(
+            f"{path}: {key} holds {found.dtype} of shape {found.shape}; labels must be whole numbers, ({count},), one "
+            "for each image"
+        )
+    labels = found.astype(np.int64)
+    if labels.min() < 0:
+        raise ValueError(f"{path}: {key} holds the label {labels.min()}; classes are 0, 1, ..")
+    return labels
 
 
 def _padded(images: Pixels, multiple: int) -> Pixels:

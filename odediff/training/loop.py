@@ -18,7 +18,7 @@ from ..nn import unet_config
 from .batches import Batches, data_fingerprint
 from .checkpoint import NAME, read_meta
 from .config import TrainConfig
-from .data import Pixels, load_images
+from .data import Labels, Pixels, load_images, load_labels
 from .log import Log
 from .losses import DenoisingLoss
 from .state import TrainState
@@ -37,7 +37,8 @@ def train(
     device: str | torch.device | None = None,
     on_log: OnLog | None = None,
 ) -> Model:
-    """Train a U-Net by Algorithm 1 of Ho et al. 2020 and return it with averaged weights.
+    """Train a U-Net by Algorithm 1 of Ho et al. 2020 and return it with averaged weights; class-conditional with
+    `config.labels`, by Algorithm 1 of Ho & Salimans 2022.
 
     `resume` continues the checkpoint in `config.out`: on a CPU bit for bit as if it had never stopped.
     `preview(model, step, folder)` is called every `preview_every` steps and at the end with the averaged model; it may
@@ -57,8 +58,9 @@ def train(
     out = Path(config.out)
     _check_out(config, out, resume)
     images = load_images(config.data, key=config.key, tile=config.tile, pad=config.pad)
+    labels = None if config.labels is None else load_labels(config.data, config.labels, len(images))
     with _own_randomness(where, config.seed):
-        run = _Run(config, out, images, where, preview, on_log)
+        run = _Run(config, out, images, labels, where, preview, on_log)
         return run.run(resume=resume, progress=progress)
 
 
@@ -122,19 +124,32 @@ class _Run:
         config: TrainConfig,
         out: Path,
         images: Pixels,
+        labels: Labels | None,
         device: torch.device,
         preview: Preview | None,
         on_log: OnLog | None,
     ) -> None:
         self.config, self.out, self.preview, self.on_log = config, out, preview, on_log
         self.shape = images.shape[1:]
-        self.fingerprint = data_fingerprint(images)
+        self.num_classes = None if labels is None else int(labels.max()) + 1
+        self.fingerprint = data_fingerprint(images, labels)
         self.schedule = schedules.from_identity(config.schedule)
         channels, *sides = self.shape
-        network = unet_config(config.size, in_channels=channels, sample_size=sides, **config.network)
+        table = {} if self.num_classes is None else {"num_class_embeds": self.num_classes + 1}  # the last: no label
+        network = unet_config(config.size, in_channels=channels, sample_size=sides, **{**table, **config.network})
         loss = DenoisingLoss(self.schedule, prediction=config.prediction, weighting=config.weighting, device=device)
         self.state = TrainState(config, network, loss)
-        self.batches = Batches(images, config.batch_size, seed=config.seed, flip=config.flip, device=device)
+        self.batches = Batches(
+            images,
+            config.batch_size,
+            seed=config.seed,
+            flip=config.flip,
+            device=device,
+            labels=labels,
+            num_classes=self.num_classes,
+            label_dropout=config.label_dropout,
+        )
+        self._wrapped({})  # a network that does not fit its labels: say so before any work
         self.checkpoint = out / NAME
 
     def run(self, *, resume: bool, progress: bool) -> Model:
@@ -171,7 +186,7 @@ class _Run:
     def _steps(self, interrupted: Callable[[], bool]) -> None:
         config, state = self.config, self.state
         while state.step < config.steps:
-            state.advance(self.batches(state.step))
+            state.advance(self.batches(state.step), self.batches.labels(state.step))
             self.bar.update()
             last, stop = state.step == config.steps, interrupted()
             if state.step % config.log_every == 0:
@@ -225,8 +240,16 @@ class _Run:
             "seconds": round(self.watch.seconds, 1),
             "torch": torch.__version__,
         }
+        return self._wrapped(info)
+
+    def _wrapped(self, info: dict[str, Any]) -> Model:
         return Model(
-            self.state.ema.net, schedule=self.schedule, prediction=self.config.prediction, shape=self.shape, info=info
+            self.state.ema.net,
+            schedule=self.schedule,
+            prediction=self.config.prediction,
+            shape=self.shape,
+            num_classes=self.num_classes,
+            info=info,
         )
 
 

@@ -36,17 +36,17 @@ class TrainState:
         self.loss_count = 0
         self._forward: nn.Module = torch.compile(self.net, dynamic=False) if config.compile else self.net  # type: ignore[assignment]
 
-    def _predict(self, x: Tensor, t: Tensor) -> Tensor:
+    def _predict(self, x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
         with torch.autocast(self.device.type, AMP_DTYPES[self.config.amp], enabled=self.config.amp != "off"):
-            out: Tensor = self._forward(x, t)
+            out: Tensor = self._forward(x, t, label)
         return out
 
-    def advance(self, x0: Tensor) -> None:
-        """One update on the batch `x0`: Ho et al. 2020, Algorithm 1, line 5."""
+    def advance(self, x0: Tensor, label: Tensor | None = None) -> None:
+        """One update on the batch `x0`: Ho et al. 2020, Algorithm 1, line 5. label: (N,), of a network with classes."""
         config = self.config
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate(self.step)
-        loss = self.loss(self._predict, x0)
+        loss = self.loss(lambda x, t: self._predict(x, t, label), x0)
         self.scaler.scale(loss).backward()
         if config.grad_clip > 0:
             self.scaler.unscale_(self.optimizer)
