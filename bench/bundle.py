@@ -36,6 +36,16 @@ def curve(records: list[dict[str, float]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def picture(model: odediff.Model, path: Path) -> None:
+    """64 samples; of a class-conditional model 8 of each class at guidance 2, a column each."""
+    classes = model.num_classes
+    if classes is None:
+        odediff.save_images(odediff.sample(model, "rk4", 20, n=64, seed=0), path)
+        return
+    label = [k % classes for k in range(8 * classes)]
+    odediff.save_images(odediff.sample(model, "rk4", 20, seed=0, label=label, guidance=2.0), path, columns=classes)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
@@ -53,8 +63,7 @@ def main() -> None:
     (docs / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")
     shutil.copy(args.run / "log.jsonl", docs / "log.jsonl")
     curve(records, docs / "loss.png")
-    bundled = odediff.load(args.name)
-    odediff.save_images(odediff.sample(bundled, "rk4", 20, n=64, seed=0), docs / "samples.png")
+    picture(odediff.load(args.name), docs / "samples.png")
 
 
 if __name__ == "__main__":
