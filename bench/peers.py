@@ -16,6 +16,7 @@ import torch
 from problems import Problem
 from torch import Tensor
 
+diffusers.logging.set_verbosity_error()
 SPACINGS = ("leading", "trailing", "linspace")
 SIGMAS = ("karras", "exponential", "beta")
 
