@@ -36,9 +36,7 @@ def ours(everything: bool) -> list[Setting]:
         if everything:
             frames = FRAMES if name in ADAMS else method.frames[:1]
             keys |= dict.fromkeys((name, *frame, grid) for frame in frames for grid in GRIDS)
-    return [
-        Setting("odediff", name, options(*rest), _run(name, *rest), METHODS[name].min_nfe) for name, *rest in keys
-    ]
+    return [Setting("odediff", name, options(*rest), _run(name, *rest), METHODS[name].min_nfe) for name, *rest in keys]
 
 
 def options(space: str, variable: str, grid: str) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def _k_run(sampler: str, grid: str, options: dict[str, Any], stages: int) -> Cal
 
 
 def k_settings() -> list[Setting]:
-    """Euler, Heun, DPM-2, LMS of three orders, DPM++ 2M, DPM fast, on the model's own, Karras's and exponential sigmas."""
+    """Euler, Heun, DPM-2, LMS, DPM++ 2M on three grids of sigmas, and DPM fast."""
     samplers: list[tuple[str, dict[str, Any], int]] = [
         ("euler", {}, 1),
         ("heun", {}, 2),
