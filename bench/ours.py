@@ -1,0 +1,44 @@
+"""odediff's own settings: every deterministic method as it comes, and the candidates for the default."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from peers import Setting
+from problems import Problem
+from torch import Tensor
+
+import odediff
+from odediff.grids import GRIDS
+from odediff.methods import METHODS
+
+FRAMES = (("flow", "t"), ("flow", "tau"), ("eps", "lam"), ("eps", "rho"), ("x0", "lam"), ("v", "phi"), ("v", "t"))
+ADAMS = ("ab2", "ab3", "ab4", "abm2", "abm3", "abm4")
+
+
+def _run(name: str, space: str, variable: str, grid: str) -> Callable[[Problem, int], Tensor]:
+    def run(problem: Problem, nfe: int) -> Tensor:
+        plan = odediff.plan(name, problem.schedule, nfe, grid, space=space, variable=variable)
+        return odediff.Sampler(problem.model, plan)(problem.noise)
+
+    return run
+
+
+def ours(everything: bool) -> list[Setting]:
+    """Every method in its default frame and grid; everything: Adams in `FRAMES` on every grid, the others on every
+    grid."""
+    keys: dict[tuple[str, str, str, str], None] = {}
+    for name, method in METHODS.items():
+        if name == "ddpm":
+            continue
+        keys[(name, *method.frames[0], method.grid)] = None
+        if everything:
+            frames = FRAMES if name in ADAMS else method.frames[:1]
+            keys |= dict.fromkeys((name, *frame, grid) for frame in frames for grid in GRIDS)
+    return [Setting("odediff", name, options(*rest), _run(name, *rest), METHODS[name].min_nfe) for name, *rest in keys]
+
+
+def options(space: str, variable: str, grid: str) -> dict[str, Any]:
+    """As a setting records them."""
+    return {"space": space, "variable": variable, "grid": grid}

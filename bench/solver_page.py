@@ -1,0 +1,220 @@
+"""docs/solvers.md and its plots from the rows of `work_precision.py`, and the search for the default rule."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from common import README, write_block
+from ours import options
+from peers import Setting
+from problems import EXACT
+from work_precision import NFE, Rows
+
+PAGE = README.parent / "docs" / "solvers.md"
+PLOTS = README.parent / "docs" / "solvers"
+RULE = "3: abm2 flow t quadratic; 4-: abm3 flow t quadratic"  # what the page calls the default
+MEAN = (5, 30)  # the budgets that geometric means run over
+NETWORK_WEIGHT = 3.0  # of a network among the problems: closed-form problems mislead
+Cells = dict[tuple[str, int], Rows]
+
+
+def cells(rows: Rows) -> Cells:
+    """The finished rows by (problem, budget): the smallest of `NFE` that covers the evaluations used."""
+    found: Cells = defaultdict(list)
+    for row in rows:
+        budget = next((nfe for nfe in NFE if nfe >= row["used"]), None)
+        if "error" not in row and budget is not None:
+            found[row["problem"], budget].append(row)
+    return found
+
+
+def best(rows: Iterable[dict[str, Any]], measure: str) -> dict[str, Any] | None:
+    """The row of the smallest error."""
+    return min(rows, key=lambda row: row[measure], default=None)
+
+
+def parse(rule: str) -> Callable[[int], str]:
+    """The setting's name at a budget from "5-8: abm3 flow t uniform; 9-: ...".
+
+    ValueError: a clause of another form; KeyError from the result: no clause covers the budget.
+    """
+    clauses = []
+    for clause in filter(None, (part.strip() for part in rule.split(";"))):
+        found = re.fullmatch(r"(\d+)(-?)(\d*):\s*(\S+) (\S+) (\S+) (\S+)", clause)
+        if not found:
+            raise ValueError(f"cannot read {clause!r}; write '5-8: METHOD SPACE VARIABLE GRID'")
+        low, dash, high = int(found[1]), found[2], found[3]
+        end = int(high) if high else math.inf if dash else low
+        name = Setting("odediff", found[4], options(*found.groups()[4:]), lambda *_: None).name  # type: ignore[arg-type, return-value]
+        clauses.append((low, end, name))
+
+    def at(nfe: int) -> str:
+        for low, end, name in clauses:
+            if low <= nfe <= end:
+                return name
+        raise KeyError(f"the rule says nothing of {nfe} evaluations")
+
+    return at
+
+
+def geometric(ratios: list[float], weights: list[float] | None = None) -> float:
+    """exp of the weighted mean of logs; NaN of nothing."""
+    weights = [1.0] * len(ratios) if weights is None else weights
+    return (
+        math.exp(sum(w * math.log(r) for w, r in zip(weights, ratios, strict=True)) / sum(weights))
+        if ratios
+        else math.nan
+    )
+
+
+def ratios(found: Cells, rule: str, measure: str) -> dict[tuple[str, int], float]:
+    """The rule's error over that of the best peer of the cell; cells without either are left out."""
+    at, made = parse(rule), {}
+    for (problem, nfe), rows in found.items():
+        peer = best((row for row in rows if row["family"] != "odediff"), measure)
+        mine = best((row for row in rows if (row["family"], row["setting"]) == ("odediff", at(nfe))), measure)
+        if peer and mine:
+            made[problem, nfe] = mine[measure] / peer[measure]
+    return made
+
+
+def summary(per: dict[tuple[str, int], float], found: Cells) -> str:
+    """Geometric mean over nfe 5..30, the worst cell, and what is missing."""
+    inside = {key: value for key, value in per.items() if MEAN[0] <= key[1] <= MEAN[1]}
+    missing = sum(MEAN[0] <= nfe <= MEAN[1] for _, nfe in set(found) - set(per))
+    if not inside:
+        return "no cell of 5 to 30 evaluations has both the rule's setting and a peer"
+    worst = max(inside, key=inside.__getitem__)
+    weights = [1.0 if problem in EXACT else NETWORK_WEIGHT for problem, _ in inside]
+    return (
+        f"geometric mean {geometric(list(inside.values())):.2f} (networks weighted {NETWORK_WEIGHT:g}: "
+        f"{geometric(list(inside.values()), weights):.2f}), worst {inside[worst]:.2f} ({worst[0]}, {worst[1]})"
+        + (f", {missing} cells missing" if missing else "")
+    )
+
+
+def suggest(rows: Rows, rule: str, measure: str) -> str:
+    """Per budget our settings with the smallest weighted geometric mean over the problems; then a rule's cells."""
+    found, lines = cells(rows), ["nfe | weighted mean, mean over networks, worst | setting"]
+    problems = sorted({problem for problem, _ in found})
+    for nfe in sorted({nfe for _, nfe in found}):
+        per: dict[str, dict[str, float]] = defaultdict(dict)
+        for problem in problems:
+            peer = best((r for r in found.get((problem, nfe), []) if r["family"] != "odediff"), measure)
+            for row in found.get((problem, nfe), []) if peer else []:
+                if row["family"] == "odediff":
+                    per[row["setting"]][problem] = row[measure] / peer[measure]
+        most = max((len(one) for one in per.values()), default=0)
+        ranked = []
+        for name, one in per.items():
+            if len(one) == most:  # a setting that failed somewhere is no default
+                weights = [1.0 if problem in EXACT else NETWORK_WEIGHT for problem in one]
+                nets = geometric([value for problem, value in one.items() if problem not in EXACT])
+                ranked.append((geometric(list(one.values()), weights), nets, max(one.values()), name))
+        lines += [
+            f"{nfe:3} | {mean:.2f} {nets:.2f} {worst:.2f} | {name}" for mean, nets, worst, name in sorted(ranked)[:5]
+        ]
+    chosen = rule or RULE
+    per_cell = ratios(found, chosen, measure)
+    lines.append(f"rule: {chosen}")
+    lines += [
+        f"{problem}: " + " ".join(f"{nfe}:{per_cell[problem, nfe]:.2f}" for nfe in NFE if (problem, nfe) in per_cell)
+        for problem in problems
+    ]
+    return "\n".join([*lines, summary(per_cell, found)])
+
+
+def _cell(row: dict[str, Any] | None, measure: str) -> str:
+    return f"{row[measure]:.2g} {row['family']} {row['setting']}" if row else ""
+
+
+def tables(rows: Rows, measure: str) -> str:
+    """A Markdown table per problem."""
+    found, at, per = cells(rows), parse(RULE), ratios(cells(rows), RULE, measure)
+    lines = []
+    for problem in dict.fromkeys(problem for problem, _ in found):
+        lines += [f"### {problem}", "", f"![{problem}](solvers/{problem}.png)", ""]
+        lines += [
+            "| nfe | best peer | best of diffusers | default | our best | default / best peer |",
+            "|---|---|---|---|---|---|",
+        ]
+        for nfe in NFE:
+            here = found.get((problem, nfe), [])
+            ours = [row for row in here if row["family"] == "odediff"]
+            four = (
+                best((row for row in here if row["family"] != "odediff"), measure),
+                best((row for row in here if row["family"] == "diffusers"), measure),
+                best((row for row in ours if row["setting"] == at(nfe)), measure),
+                best(ours, measure),
+            )
+            if here:
+                ratio = f"{per[problem, nfe]:.2f}" if (problem, nfe) in per else ""
+                lines.append(f"| {nfe} | " + " | ".join(_cell(row, measure) for row in four) + f" | {ratio} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def plot(problem: str, rows: Rows, measure: str) -> None:
+    """Error over evaluations and over CPU seconds a sample, log-log: the default, the best peers, DDIM."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    found, at = cells(rows), parse(RULE)
+    picks: dict[str, Callable[[dict[str, Any], int], bool]] = {
+        "odediff default": lambda r, nfe: (r["family"], r["setting"]) == ("odediff", at(nfe)),
+        "odediff best": lambda r, _: r["family"] == "odediff",
+        "diffusers best": lambda r, _: r["family"] == "diffusers",
+        "k-diffusion best": lambda r, _: r["family"] == "k-diffusion",
+        "azula best": lambda r, _: r["family"] == "azula",
+        "torchdiffeq best": lambda r, _: r["family"] == "torchdiffeq",
+        "diffusers DDIM trailing": lambda r, _: r["setting"].startswith("DDIM") and "trailing" in r["setting"],
+    }
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
+    for (label, pick), marker in zip(picks.items(), "o.sv^xd", strict=True):
+        chosen = [best((r for r in found.get((problem, nfe), []) if pick(r, nfe)), measure) for nfe in NFE]
+        line = [row for row in chosen if row]
+        if line:
+            style: dict[str, Any] = {"marker": marker, "label": label, "lw": 2.5 if label == "odediff default" else 1.0}
+            axes[0].plot([row["used"] for row in line], [row[measure] for row in line], **style)
+            axes[1].plot([row["cpu"] for row in line], [row[measure] for row in line], **style)
+    for axis, title in zip(axes, ("evaluations", "CPU seconds a sample, one thread"), strict=True):
+        axis.set(xscale="log", yscale="log", xlabel=title)
+        axis.grid(alpha=0.3, which="both")
+    shown = [nfe for nfe in NFE if (problem, nfe) in found]
+    axes[0].set_xticks(shown, [str(nfe) for nfe in shown])
+    axes[0].minorticks_off()
+    axes[0].set_ylabel(f"{measure} error in x0")
+    axes[0].legend(fontsize=8)
+    figure.suptitle(problem)
+    PLOTS.mkdir(exist_ok=True)
+    figure.savefig(PLOTS / f"{problem}.png", dpi=110)
+    pyplot.close(figure)
+
+
+def report(data: dict[str, Any], measure: str) -> None:
+    """Fill the page's blocks and draw the plots."""
+    rows = data["rows"]
+    found = cells(rows)
+    for problem in data["problems"]:
+        plot(problem, rows, measure)
+    doubts = "; ".join(
+        f"{name} {one['n']} samples, reference uncertain by {one['reference_doubt']:.1e}"
+        for name, one in data["problems"].items()
+    )
+    last = data["parts"][-1]
+    versions = ", ".join(f"{name} {number}" for name, number in last["versions"].items())
+    failed = sum("error" in row for row in rows)
+    commits = ", ".join(sorted({part["commit"] for part in data["parts"]}))
+    note = f"{len(rows)} runs, {failed} failed. {doubts}. {last['device']}, {versions}, commit {commits}."
+    write_block("solvers", tables(rows, measure) + "\n" + note, PAGE)
+    clauses = "\n".join(f"- {clause.strip()}" for clause in RULE.split(";"))
+    text = f"Evaluations: method, space, variable, grid.\n\n{clauses}\n\n"
+    write_block(
+        "rule", f"{text}Default over the cell's best peer, {summary(ratios(found, RULE, measure), found)}.", PAGE
+    )
