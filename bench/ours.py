@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from peers import Setting
 from problems import Problem
+from rivals import Setting
 from torch import Tensor
 
 import odediff

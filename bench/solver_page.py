@@ -10,8 +10,8 @@ from typing import Any
 
 from common import README, write_block
 from ours import options
-from peers import Setting
 from problems import EXACT
+from rivals import Setting
 from work_precision import NFE, Rows
 
 PAGE = README.parent / "docs" / "solvers.md"

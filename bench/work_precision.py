@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import ours
-import peers
-import peers_other
+import rivals
+import rivals_other
 import torch
 from common import RESULTS, environment, exact_float32, write
-from peers import Setting
 from problems import EXACT, Problem, errors, exact, network
+from rivals import Setting
 from torch import Tensor
 from tqdm import tqdm
 
@@ -38,10 +38,10 @@ def settings(family: str, everything: bool) -> list[Setting]:
     """All settings of a family."""
     return {
         "odediff": lambda: ours.ours(everything),
-        "diffusers": peers.diffusers_settings,
-        "k-diffusion": peers_other.k_settings,
-        "azula": peers_other.azula_settings,
-        "torchdiffeq": peers_other.torchdiffeq_settings,
+        "diffusers": rivals.diffusers_settings,
+        "k-diffusion": rivals_other.k_settings,
+        "azula": rivals_other.azula_settings,
+        "torchdiffeq": rivals_other.torchdiffeq_settings,
     }[family]()
 
 
@@ -50,7 +50,7 @@ def row(problem: Problem, setting: Setting, nfe: int, truth: Tensor) -> dict[str
     made = {"problem": problem.name, "family": setting.family, "setting": setting.name, "nfe": nfe}
     begin = time.process_time()
     try:
-        x, used, notes = peers.measure(problem, setting, nfe)
+        x, used, notes = rivals.measure(problem, setting, nfe)
     except Exception as error:  # a peer that fails is a result
         message = f"{type(error).__name__}: {error}".split("\n")[0][:160]
         return {**made, "used": problem.used, "error": message}

@@ -12,8 +12,8 @@ import odediff
 pytest.importorskip("diffusers")
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 
-import peers
 import problems
+import rivals
 
 
 @pytest.fixture(scope="module", params=["gaussian", "modes"])
@@ -45,8 +45,8 @@ def test_the_reference_is_converged(problem):
 
 def test_ddim_of_diffusers_is_ours_on_its_times(problem):
     options = {"clip_sample": False, "timestep_spacing": "trailing"}
-    setting = next(s for s in peers.diffusers_settings() if s.method == "DDIMScheduler" and s.options == options)
-    theirs, used, _ = peers.measure(problem, setting, 10)
+    setting = next(s for s in rivals.diffusers_settings() if s.method == "DDIMScheduler" and s.options == options)
+    theirs, used, _ = rivals.measure(problem, setting, 10)
     ours = problem.solve(odediff.plan("ddim", problem.schedule, 10, np.arange(999.0, 0.0, -100.0)))
     assert used == 10
     assert float((theirs - ours).abs().max()) < 2e-5
@@ -55,9 +55,9 @@ def test_ddim_of_diffusers_is_ours_on_its_times(problem):
 def test_evaluations_are_counted(problem):
     by_name = {
         (s.method, s.options.get("timestep_spacing"), s.options.get("skip_prk_steps")): s
-        for s in peers.diffusers_settings()
+        for s in rivals.diffusers_settings()
     }
-    assert peers.measure(problem, by_name["HeunDiscreteScheduler", "trailing", None], 10)[1] == 9
-    assert peers.measure(problem, by_name["PNDMScheduler", "leading", True], 10)[1] == 10
+    assert rivals.measure(problem, by_name["HeunDiscreteScheduler", "trailing", None], 10)[1] == 9
+    assert rivals.measure(problem, by_name["PNDMScheduler", "leading", True], 10)[1] == 10
     with pytest.raises(ValueError, match="one evaluation is of the whole batch"):
         problem(problem.noise[:1], torch.tensor(5.0))

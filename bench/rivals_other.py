@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from peers import Setting
 from problems import Problem
+from rivals import Setting
 from torch import Tensor
 
 from odediff.adaptive import FIXED, VARIABLES, solve
