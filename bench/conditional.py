@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import RESULTS, environment, exact_float32, write
+from common import RESULTS, environment, exact_float32, write, write_block
 from frechet import Features, fingerprint, frechet
 from torch import Tensor
 from tqdm import tqdm
@@ -91,6 +91,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=1000, help="samples, the classes in turn")
     parser.add_argument("--batch", type=int, default=100)
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--page", type=Path, help="write the table into this page's block")
     args = parser.parse_args()
     exact_float32()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -116,6 +117,8 @@ def main() -> None:
     print(table(rows, note))
     data = {"model": args.model, "weights": fingerprint(model.net), **solver, "batch": args.batch, "rows": rows}
     print(write("conditional", data, args.out))
+    if args.page:
+        write_block("conditional", table(rows, note), args.page)
 
 
 if __name__ == "__main__":
