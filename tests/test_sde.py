@@ -302,3 +302,14 @@ def test_options_out_of_range(name: str, args: dict[str, object], message: str) 
 def test_stochastic_plans_survive_json(name: str) -> None:
     p = plan(name, LINEAR, 20)
     assert Plan.from_json(p.to_json()) == p
+
+
+def test_sa_solver_ends_above_sigma_0_by_its_own_step() -> None:
+    """The rows up to the end are those of the plan that goes on from there, but for the correction at the end."""
+    p = plan("sa_solver", LINEAR, 7, TIMES[:-1], end=TIMES[-1], corrector=0)
+    whole = plan("sa_solver", LINEAR, 8, TIMES, corrector=0)
+    for name in ("a", "c", "b"):
+        np.testing.assert_allclose(getattr(p, name), getattr(whole, name)[:7], rtol=1e-12, atol=1e-14)
+    np.testing.assert_array_equal((p.alpha, p.sigma), (whole.alpha[:-1], whole.sigma[:-1]))
+    corrected = plan("sa_solver", LINEAR, 7, TIMES[:-1], end=TIMES[-1])
+    assert corrected.sigma[-1] == whole.sigma[-2] and corrected.c[-1] > 0

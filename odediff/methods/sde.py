@@ -82,12 +82,12 @@ def sa_solver(
             x = _adams(grid, previous, [new, *recent(grid, history, corrector)], squared, history[-1][1], start) + noise
         history.append(new)
         if end.sigma == 0:
-            break
+            return new[0]
         squared = tau**2 if low <= start.rho <= high else 0.0
         scale = end.sigma * np.sqrt(1 - (end.rho / start.rho) ** (2 * squared))
         previous, noise = x, scale * f.noise() if scale > 0 else 0.0 * x
         x = _adams(grid, x, recent(grid, history, predictor) or [new], squared, start, end) + noise
-    return history[-1][0]
+    return x
 
 
 def _adams(grid: Grid, x: Array, nodes: History, squared: float, start: Point, end: Point) -> Array:
