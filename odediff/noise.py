@@ -66,7 +66,7 @@ def streams(seed: Seed, n: int | None = None) -> Streams:
     seed: 0 .. 2^64 - 1; one, or a sequence or 1-D array or tensor.  n: how many; 1, or as many as there are seeds.
     ValueError: a seed that is no whole number or outside that range, no seeds, n < 1, n that contradicts `seed`.
     """
-    if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
+    if n is not None and (isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1):
         raise ValueError(f"n = {n!r}: how many samples to draw, a whole number from 1 up")
     if isinstance(seed, (np.ndarray, Tensor)):
         seed = seed.tolist()

@@ -134,7 +134,9 @@ class Plan:
             bad = np.flatnonzero(~(gap <= _TOLERANCE * scale))
             if len(bad):
                 i = bad[0]
-                raise ValueError(f"row {i} does not conserve {name}: the row gives {is_[i]!r}, the grid {want[i]!r}")
+                raise ValueError(
+                    f"row {i} does not conserve {name}: the row gives {float(is_[i])!r}, the grid {float(want[i])!r}"
+                )
 
     def to_json(self) -> str:
         """The plan as JSON text; `from_json` gives it back bit for bit (floats are written by repr)."""
@@ -171,7 +173,7 @@ class Plan:
     def __str__(self) -> str:
         with np.errstate(divide="ignore"):
             lam = np.log(self.alpha) - np.log(self.sigma)
-        args = "".join(f", {key} {value}" for key, value in self.args.items())
+        args = "".join(f", {key} {value}" for key, value in self.args.items() if value != "")
         schedule = ", ".join(f"{key} {str(value)[:12]}" for key, value in self.schedule.items() if key != "name")
         head = [
             f"{self.method or 'plan'}: {self.nfe} evaluations, {self.space} space, history {self.depth}"

@@ -209,6 +209,11 @@ def _clip_limits(model: Model, clip: Clip) -> tuple[float, float] | None:
     limits = model.range if clip is True else clip
     if limits is None:
         raise ValueError("clip=True needs a model with a range; pass clip=(low, high)")
-    if not isinstance(limits, (tuple, list)) or len(limits) != 2 or not limits[0] < limits[1]:
+    pair = (
+        isinstance(limits, (tuple, list))
+        and len(limits) == 2
+        and all(isinstance(v, (int, float, np.number)) for v in limits)
+    )
+    if not pair or not limits[0] < limits[1]:
         raise ValueError(f"clip must be True, False or (low, high) with low < high, got {clip!r}")
     return float(limits[0]), float(limits[1])

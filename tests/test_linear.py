@@ -110,5 +110,5 @@ def test_lms_integrates_lagranges_polynomials_over_sigma(order: int) -> None:
 
 @pytest.mark.parametrize("order", [0, 5, 2.5, True, "4"])
 def test_lms_refuses_other_orders(order: object) -> None:
-    with pytest.raises(ValueError, match=r"order = .* must be 1, 2, 3 or 4"):
+    with pytest.raises(ValueError, match=r"order = .* (must be 1, 2, 3 or 4|is no option of lms, which takes int)"):
         plan("lms", LINEAR, 9, order=order)

@@ -404,3 +404,31 @@ def test_a_plan_remembers_where_it_came_from() -> None:
     q = plan("ddim", LINEAR, np.int64(5), "uniform", eta=np.float32(0.5))  # type: ignore[arg-type]
     assert Plan.from_json(q.to_json()) == q == plan("ddim", LINEAR, 5, "uniform", eta=0.5)
     assert dict(Plan.from_json(p.to_json()).args) == dict(p.args)
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "message"),
+    [
+        ("ddim", {"eta": "1"}, "eta = '1' is no option of ddim, which takes float there"),
+        ("ddim", {"eta": None}, "eta = None is no option"),
+        ("ddim", {"eta": True}, "eta = True is no option"),
+        ("lms", {"order": 2.0}, "order = 2.0 is no option of lms, which takes int there"),
+        ("sa_solver", {"predictor": 2.0}, "predictor = 2.0 is no option"),
+        ("sa_solver", {"tau": [1.0]}, r"tau = \[1.0\] is no option"),
+        ("heun_churn", {"s_tmax": "50"}, "s_tmax = '50' is no option of heun_churn, which takes float or None there"),
+        ("unipc_3", {"orders": 0}, "orders = 0 is no option of unipc_3, which takes str there"),
+        ("dpmpp_2m", {"end": "50"}, r"end = '50' must lie in \[-1, 100\)"),
+        ("dpmpp_2m", {"end": True}, r"end = True must lie in \[-1, 100\)"),
+        ("dpmpp_2m", {"end": [-1]}, r"end = \[-1\] must lie in \[-1, 100\)"),
+        (["rk4"], {}, r"unknown solver \['rk4'\]"),
+    ],
+)
+def test_options_of_another_type_are_refused(name: str, args: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan(name, LINEAR, 8, np.linspace(999, 100, 8), **args)  # type: ignore[arg-type]
+
+
+def test_options_that_are_empty_are_not_printed() -> None:
+    text = str(plan("unipc_3", LINEAR, 8))
+    assert "b bh2\n" in text and "orders" not in text
+    assert "orders 12333321" in str(plan("unipc_3", LINEAR, 8, orders="12333321"))

@@ -198,6 +198,7 @@ def test_one_seed_numbers_the_samples_and_a_list_names_them() -> None:
     assert (one.seed.tolist(), one.index.tolist()) == ([7, 7, 7], [0, 1, 2])
     listed = streams([7, 2**64 - 1, 9])
     assert (listed.seed.tolist(), listed.index.tolist()) == ([7, 2**64 - 1, 9], [0, 0, 0])
+    assert len(streams(7, np.int64(3))) == 3  # type: ignore[arg-type]
     assert len(streams(7)) == 1 and len(listed) == 3
     assert torch.equal(draw(7, 0, 3)[0], draw([7, 8, 9], 0)[0])
     assert not torch.equal(draw(7, 0, 3)[1], draw([7, 8, 9], 0)[1])

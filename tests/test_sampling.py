@@ -199,7 +199,7 @@ def test_clip_defaults_to_the_model_and_overrides_it() -> None:
         draw("unbounded", True)
 
 
-@pytest.mark.parametrize("clip", [(1, -1), (0.0, 0.0), (1.0,), (float("nan"), 1.0), 5], ids=str)
+@pytest.mark.parametrize("clip", [(1, -1), (0.0, 0.0), (1.0,), (float("nan"), 1.0), (None, 1), ("a", "b"), 5], ids=str)
 @pytest.mark.parametrize("solver", ["rk4", "dopri5"])
 def test_clip_limits_are_checked(clip: Any, solver: str) -> None:
     with pytest.raises(ValueError, match=r"clip must be True, False or \(low, high\) with low < high, got"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from typing import Any
 
@@ -19,6 +20,7 @@ from .registry import METHODS, Method
 
 __all__ = ["METHODS", "Method", "cite", "plan"]
 
+_KINDS: dict[str, type | tuple[type, ...]] = {"float": (int, float), "int": int, "str": str, "None": type(None)}
 REFUSED = 2.0**17  # amplification of a row: of float32's 24 bits 7 are left, an error of one percent
 
 
@@ -52,7 +54,7 @@ def plan(
     method = _known(name)
     if not isinstance(schedule, Schedule):
         raise ValueError(f"schedule must be an odediff.schedule.Schedule such as schedule.linear(), got {schedule!r}")
-    closing = end is None or end == schedule.t_end
+    closing = end is None or (isinstance(end, (int, float, np.number)) and bool(end == schedule.t_end))
     full, nfe = (
         _options(name, method, args),
         _budget(name, method.min_nfe if closing else max(1, method.min_nfe - 1), nfe),
@@ -103,17 +105,25 @@ def cite(of: Plan | str) -> str:
 
 
 def _known(name: str) -> Method:
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise ValueError(f"unknown solver {name!r}; choose {', '.join(METHODS)}")
     return METHODS[name]
 
 
 def _options(name: str, method: Method, args: dict[str, Any]) -> dict[str, Any]:
-    """The method's options with those given, numpy scalars as plain numbers so that a plan can be written as JSON."""
+    """The method's options with those given, numpy scalars as plain numbers so that a plan can be written as JSON.
+
+    Each is of the type that `run` declares: float, int, str, or None besides.
+    """
     unknown = sorted(set(args) - set(method.args))
     if unknown:
         raise ValueError(f"{name} has no option {unknown[0]!r}; it takes {sorted(method.args) or 'none'}")
     given = {key: value.item() if isinstance(value, np.generic) else value for key, value in args.items()}
+    declared = inspect.signature(method.run).parameters
+    for key, value in given.items():
+        kinds = declared[key].annotation.split(" | ")
+        if isinstance(value, bool) or not any(isinstance(value, _KINDS[kind]) for kind in kinds):
+            raise ValueError(f"{key} = {value!r} is no option of {name}, which takes {' or '.join(kinds)} there")
     return {**method.args, **given}
 
 
@@ -132,7 +142,8 @@ def _end(schedule: Schedule, grid: Any, t: Array, end: float | None) -> Point:
         return Point(schedule.t_end, float(schedule.alpha(schedule.t_end)), 0.0)
     if isinstance(grid, str):
         raise ValueError(f"end = {end!r} needs an explicit grid: the grid {grid!r} runs to sigma = 0; give its times")
-    if not schedule.t_end <= end < t[-1]:
+    number = isinstance(end, (int, float, np.number)) and not isinstance(end, bool)
+    if not number or not schedule.t_end <= end < t[-1]:
         raise ValueError(f"end = {end!r} must lie in [{schedule.t_end:g}, {t[-1]:g}), below the last time of the grid")
     return point(schedule, float(end))
 
