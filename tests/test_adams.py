@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from odediff import schedule as schedules
-from odediff.methods import METHODS, REFUSED, plan
+from odediff.methods import METHODS, REFUSED, PrecisionWarning, plan
 from odediff.methods.frame import LIMIT
 
 LINEAR, EDM, FLOW = SCHEDULES["linear"], SCHEDULES["edm"], SCHEDULES["flow"]
@@ -134,6 +134,18 @@ def test_lowering_is_what_keeps_float32() -> None:
         history.insert(0, (eps - x0).astype(np.float32))
         x = np.float32(p.a[i]) * x + sum(np.float32(b) * d for b, d in zip(p.b[i], history, strict=False))
     assert np.abs(x - wide).max() < LIMIT * 2.0**-23 * p.nfe
+
+
+def test_rows_that_lose_float32_are_warned_of() -> None:
+    """Nothing can be lowered in a first row; where alpha starts at 5e-5, eps says nearly nothing of x0."""
+    with pytest.warns(
+        PrecisionWarning, match=r"deis_2, row 0 at t = 999 amplifies rounding 1.*: a float32 state keeps"
+    ):
+        p = plan("deis_2", SCHEDULES["cosine"], 10)
+    assert LIMIT < p.amplification[0] < REFUSED and p.amplification[1:].max() < LIMIT
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plan("dpmpp_2m", SCHEDULES["cosine"], 10)
 
 
 def test_rows_that_cannot_be_lowered_are_refused() -> None:

@@ -1,7 +1,6 @@
 import copy
 import json
 import pickle
-import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +15,9 @@ from odediff.methods import METHODS, plan
 from odediff.plans import Plan
 from odediff.spaces import SPACES, space_pair
 from odediff.trace import Point, lower, probe
+
+# What plans do that float32 cannot carry is in test_adams; here coefficients are compared in float64.
+pytestmark = pytest.mark.filterwarnings("ignore::odediff.methods.PrecisionWarning")
 
 
 @st.composite
@@ -54,13 +56,11 @@ def plans(draw: st.DrawFn) -> Plan:
         args["corrector"] = draw(st.integers(0, 3))
     if "orders" in method.args:
         args |= {"b": draw(st.sampled_from(["bh1", "bh2"])), "orders": draw(st.sampled_from(["", "1234" * nfe]))[:nfe]}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*lower order")
-        try:
-            return plan(name, schedule, nfe, grid, space=space, variable=variable, **args)
-        except ValueError as error:
-            assume("more than float32 can carry" not in str(error))
-            raise
+    try:
+        return plan(name, schedule, nfe, grid, space=space, variable=variable, **args)
+    except ValueError as error:
+        assume("more than float32 can carry" not in str(error))
+        raise
 
 
 def gaps(p: Plan) -> tuple[np.ndarray, np.ndarray]:

@@ -15,13 +15,17 @@ from ..schedule import Array, Schedule
 from ..spaces import SPACES
 from ..trace import Point, lower, probe
 from .bibliography import BIBTEX
-from .frame import Grid, point
+from .frame import LIMIT, Grid, point
 from .registry import METHODS, Method
 
-__all__ = ["METHODS", "Method", "cite", "plan"]
+__all__ = ["METHODS", "Method", "PrecisionWarning", "cite", "plan"]
 
 _KINDS: dict[str, type | tuple[type, ...]] = {"float": (int, float), "int": int, "str": str, "None": type(None)}
 REFUSED = 2.0**17  # amplification of a row: of float32's 24 bits 7 are left, an error of one percent
+
+
+class PrecisionWarning(UserWarning):
+    """Rows of a plan lose float32, or would have and are of lower order: see `Plan.amplification`."""
 
 
 def plan(
@@ -48,17 +52,15 @@ def plan(
     args: the method's own options, such as `eta` of ddim; `METHODS[name].args` has them with their defaults.
     ValueError: an unknown name, option, frame or grid; a budget that the method cannot meet, naming the nearest that
     it can; a space that is singular at the start (alpha = 0); a grid that does not fit; rows that float32 cannot carry.
-    UserWarning: a multistep method lowers its order where its weights would lose float32 (`Plan.amplification` above
-    2^10); the times are in the plan's `args["lowered"]`.
+    PrecisionWarning: rows lose float32 (`Plan.amplification` above 2^10), or an Adams method lowered its order where
+    its weights would have; the times are in the plan's `args["lowered"]`.
     """
     method = _known(name)
     if not isinstance(schedule, Schedule):
         raise ValueError(f"schedule must be an odediff.schedule.Schedule such as schedule.linear(), got {schedule!r}")
     closing = end is None or (isinstance(end, (int, float, np.number)) and bool(end == schedule.t_end))
-    full, nfe = (
-        _options(name, method, args),
-        _budget(name, method.min_nfe if closing else max(1, method.min_nfe - 1), nfe),
-    )
+    full = _options(name, method, args)
+    nfe = _budget(name, method.min_nfe if closing else max(1, method.min_nfe - 1), nfe)
     layout = method.layout(nfe, closing)
     grid = schedule.grid or method.grid if grid is None else grid
     t = times(schedule, grid, layout, snap=snap)
@@ -149,18 +151,27 @@ def _end(schedule: Schedule, grid: Any, t: Array, end: float | None) -> Point:
 
 
 def _check_amplification(name: str, made: Plan, lowered: list[float]) -> None:
-    """Warn of steps whose order was lowered; refuse rows that float32 cannot carry."""
+    """Warn of rows that lose float32 and of steps whose order was lowered; refuse rows that float32 cannot carry."""
     worst = int(np.argmax(made.amplification))
-    if made.amplification[worst] > REFUSED:
+    factor = made.amplification[worst]
+    said = f"{name}, row {worst} at t = {made.t[worst]:g} amplifies rounding {factor:.1e} times"
+    if factor > REFUSED:
         raise ValueError(
-            f"{name}, row {worst} at t = {made.t[worst]:g} amplifies rounding {made.amplification[worst]:.1e} times, "
-            "more than float32 can carry: use more evaluations, a grid with shorter steps there, or another space"
+            f"{said}, more than float32 can carry: use more evaluations, a grid with shorter steps there, another space"
+        )
+    if factor > LIMIT:
+        warnings.warn(
+            f"{said}: a float32 state keeps {24 - np.log2(factor):.0f} of its 24 bits there, and later rows may "
+            "amplify that; use a method in another space, or a grid that starts where alpha is larger",
+            PrecisionWarning,
+            stacklevel=3,
         )
     if lowered:
         where = ", ".join(f"{t:g}" for t in lowered)
         warnings.warn(
             f"{name}: lower order in the steps from t = {where}, where its weights would lose float32; "
             "more evaluations or another grid, space or variable keep the order",
+            PrecisionWarning,
             stacklevel=3,
         )
 

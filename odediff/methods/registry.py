@@ -174,7 +174,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             edm.heun_churn,
             2,
             "karras2022",
-            "Algorithm 2, Table 5",
+            "Algorithm 2; Table 5, ImageNet-64",
             _RHO,
             "quadratic",
             stages=2,
