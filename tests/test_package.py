@@ -150,7 +150,9 @@ def checkout(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.mark.slow
 def test_a_bare_checkout_on_pythonpath_samples(checkout, tmp_path):
     check_first_lines(python("-c", FIRST_LINES, cwd=tmp_path, path=str(checkout)), checkout, tmp_path)
-    assert "bundled models  mnist, mnist_conditional" in python("-m", "odediff", "info", cwd=tmp_path, path=str(checkout))
+    assert "bundled models  mnist, mnist_conditional" in python(
+        "-m", "odediff", "info", cwd=tmp_path, path=str(checkout)
+    )
 
 
 @pytest.fixture(scope="module")
