@@ -43,9 +43,10 @@ class Method:
     def layout(self, nfe: int, closing: bool = True) -> list[int]:
         """Evaluations of each step; they sum to nfe. closing: the last is the closed-form row onto sigma = 0."""
         whole = nfe + (not closing)
-        steps = [1] * whole if self.stages == 1 else rk.layout(self.stages, whole)
         if self.split is not None:
             steps = self.split(whole)
+        else:
+            steps = [1] * whole if self.stages == 1 else rk.layout(self.stages, whole)
         return steps if closing else steps[:-1]
 
 
