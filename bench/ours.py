@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from problems import Problem
 from rivals import Setting
@@ -17,28 +16,30 @@ FRAMES = (("flow", "t"), ("flow", "tau"), ("eps", "lam"), ("eps", "rho"), ("x0",
 ADAMS = ("ab2", "ab3", "ab4", "abm2", "abm3", "abm4")
 
 
-def _run(name: str, space: str, variable: str, grid: str) -> Callable[[Problem, int], Tensor]:
+def _run(name: str | None, **options: str) -> Callable[[Problem, int], Tensor]:
     def run(problem: Problem, nfe: int) -> Tensor:
-        plan = odediff.plan(name, problem.schedule, nfe, grid, space=space, variable=variable)
+        plan = odediff.plan(name, problem.schedule, nfe, **options)
         return odediff.Sampler(problem.model, plan)(problem.noise)
 
     return run
 
 
 def ours(everything: bool) -> list[Setting]:
-    """Every method in its default frame and grid; everything: Adams in `FRAMES` on every grid, the others on every
-    grid."""
+    """The default, and every method in its default frame and grid; everything: Adams in `FRAMES` on every grid, the
+    others on every grid."""
     keys: dict[tuple[str, str, str, str], None] = {}
     for name, method in METHODS.items():
-        if name == "ddpm":
+        if method.stochastic and name != "ddim":
             continue
         keys[(name, *method.frames[0], method.grid)] = None
         if everything:
             frames = FRAMES if name in ADAMS else method.frames[:1]
             keys |= dict.fromkeys((name, *frame, grid) for frame in frames for grid in GRIDS)
-    return [Setting("odediff", name, options(*rest), _run(name, *rest), METHODS[name].min_nfe) for name, *rest in keys]
+    made = [(name, options(*rest)) for name, *rest in keys]
+    settings = [Setting("odediff", name, one, _run(name, **one), METHODS[name].min_nfe) for name, one in made]
+    return [Setting("odediff", "default", {}, _run(None)), *settings]
 
 
-def options(space: str, variable: str, grid: str) -> dict[str, Any]:
+def options(space: str, variable: str, grid: str) -> dict[str, str]:
     """As a setting records them."""
     return {"space": space, "variable": variable, "grid": grid}

@@ -5,8 +5,9 @@
     digits    a mixture of 20 normals fitted to scikit-learn's digits in [-1, 1], 64-D        eps
     mnist     the bundled network;  or any model folder
 
-The first three are float64 networks with the exact score on DDPM's linear schedule. All solvers call the same `Problem`
-with the same float32 noise. The flow is integrated from t_max to t_min, where x0 is what the network predicts.
+The first three are float64 networks with the exact score on DDPM's linear schedule, or another: `digits@cosine`. All
+solvers call the same `Problem` with the same float32 noise. The flow is integrated from t_max to t_min, where x0 is
+what the network predicts.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ class Problem:
             self.solve(odediff.plan(name, self.schedule, nfe, grid, space=space, variable=variable))
             for name, grid, space, variable in (("rk4", "asinh", "flow", "tau"), ("abm4", "logsnr", "eps", "lam"))
         )
-        if self.name == "gaussian":
+        if self.name.partition("@")[0] == "gaussian":
             x0 = gaussian_flow(self)
         doubt = errors(other, x0)["median"]
         CACHE.mkdir(exist_ok=True)
@@ -158,15 +159,16 @@ def _digits() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def exact(name: str, n: int = 256) -> Problem:
-    """One of `EXACT`."""
-    schedule = odediff.schedule.linear()
+    """One of `EXACT`, on the schedule named behind an "@", else linear."""
+    data, _, named = name.partition("@")
+    schedule = getattr(odediff.schedule, named or "linear")()
     shape: tuple[int, ...] = (1, 8, 8)
     prediction = "eps"
-    if name == "gaussian":
+    if data == "gaussian":
         generator = torch.Generator().manual_seed(0)
         means = 0.3 * torch.randn(1, 64, generator=generator, dtype=torch.float64)
         parts = torch.ones(1, dtype=torch.float64), means, torch.logspace(-4, 0, 64, dtype=torch.float64).diag()[None]
-    elif name == "modes":
+    elif data == "modes":
         angle = 2 * torch.pi * torch.arange(8, dtype=torch.float64) / 8
         identity = torch.eye(2, dtype=torch.float64)
         parts = torch.full((8,), 0.125).double(), torch.stack([angle.cos(), angle.sin()], 1), 0.01 * identity[None]
@@ -191,4 +193,4 @@ def network(source: str, n: int = 16, engine: str = "torch") -> Problem:
         from engine import openvino_network
 
         net = openvino_network(model.net, model.shape, n)
-    return Problem(Path(source).name, net, model, n, torch.float32)
+    return Problem(Path(source).resolve().name, net, model, n, torch.float32)

@@ -1,11 +1,12 @@
 """Work against precision: the error in x0 of every solver, ours and the peers', at equal counted evaluations.
 
     python bench/work_precision.py --problems gaussian modes --families odediff diffusers --ours all
-    python bench/work_precision.py --problems mnist --families diffusers --part 1/8      a part of the settings
+    python bench/work_precision.py --problems mnist bench/networks/fashion --engine openvino --within 4
     python bench/work_precision.py --report                                              page and plots only
     python bench/work_precision.py --suggest ["5-8: abm3 flow t uniform; 9-: abm3 flow t quadratic"]
 
-Rows that `bench/results/work_precision.json` has are not measured again (--redo does). One thread, float32 states.
+Every problem has its file in `bench/results/work_precision`; rows that are there are not measured again (--redo does),
+so processes may run side by side, each on problems of its own. One thread, float32 states.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from tqdm import tqdm
 
 NFE = (3, 4, 5, 6, 8, 10, 12, 15, 20, 30, 50)
 FAMILIES = ("odediff", "diffusers", "k-diffusion", "azula", "torchdiffeq")
+GATE = 10  # every setting is measured up to this budget
 REFERENCE_NFE = 401
+COLUMNS = ("used", "rmse", "median", "p95", "cpu", "notes", "error")
 PACKAGES = ("diffusers", "k-diffusion", "azula", "torchdiffeq", "torch", "numpy", "scikit-learn")
 Rows = list[dict[str, Any]]
 
@@ -59,64 +62,104 @@ def row(problem: Problem, setting: Setting, nfe: int, truth: Tensor) -> dict[str
 
 
 def load(folder: Path = RESULTS) -> dict[str, Any]:
-    """What has been measured so far."""
-    path = folder / "work_precision.json"
-    if not path.is_file():
-        return {"problems": {}, "parts": [], "rows": []}
-    data = json.loads(path.read_text())
-    del data["environment"]
-    columns = data.pop("columns")
-    data["rows"] = [
-        {key: value for key, value in zip(columns, json.loads(line), strict=True) if value is not None}
-        for line in data["rows"]
-    ]
+    """What has been measured so far, of all problems."""
+    data: dict[str, Any] = {"problems": {}, "parts": [], "rows": []}
+    for path in sorted((folder / "work_precision").glob("*.json")):
+        one = json.loads(path.read_text())
+        name = one["problem"].pop("name")
+        data["problems"][name] = one["problem"]
+        data["parts"] += one["parts"]
+        for line in one["settings"]:
+            family, setting, rows = json.loads(line)
+            for nfe, row in rows.items():
+                found = {key: value for key, value in zip(COLUMNS, row, strict=True) if value is not None}
+                data["rows"].append({"problem": name, "family": family, "setting": setting, "nfe": int(nfe), **found})
     return data
 
 
-def save(data: dict[str, Any], folder: Path) -> Path:
-    """One line of JSON a row, in columns: a hundred thousand numbers on lines of their own would be unreadable."""
-    columns = ["problem", "family", "setting", "nfe", "used", "rmse", "median", "p95", "cpu", "notes", "error"]
+def save(data: dict[str, Any], problem: str, folder: Path) -> Path:
+    """A problem's file, a setting on a line, its rows by budget: {"10": [used, rmse, ..]}."""
 
     def short(value: Any) -> Any:
-        return float(f"{value:.5g}") if isinstance(value, float) else value
+        return float(f"{value:.4g}") if isinstance(value, float) else value
 
-    lines = [json.dumps([short(one.get(key)) for key in columns]) for one in data["rows"]]
-    return write("work_precision", {**data, "columns": columns, "rows": lines}, folder)
+    settings: dict[tuple[str, str], dict[int, list[Any]]] = {}
+    for one in data["rows"]:
+        if one["problem"] == problem:
+            rows = settings.setdefault((one["family"], one["setting"]), {})
+            rows[one["nfe"]] = [short(one.get(key)) for key in COLUMNS]
+    lines = [json.dumps([*key, rows], separators=(",", ":")) for key, rows in settings.items()]
+    parts = [part for part in data["parts"] if part["problem"] == problem]
+    made = {"problem": {"name": problem, **data["problems"][problem]}, "columns": COLUMNS, "parts": parts}
+    return write(problem, {**made, "settings": lines}, folder / "work_precision")
+
+
+def promising(rows: Rows, nfe: int, within: float) -> set[str] | None:
+    """The settings of a problem and family whose error, median or RMSE, at the last budget below nfe that was measured
+    is at most `within` times the family's smallest; None, all of them, where that budget is below `GATE`."""
+    budgets = {row["nfe"] for row in rows if row["nfe"] < nfe}
+    if not budgets or max(budgets) < GATE:
+        return None
+    last = [row for row in rows if row["nfe"] == max(budgets) and "error" not in row]
+    kept: set[str] = set()
+    for measure in ("median", "rmse"):
+        least = min((row[measure] for row in last), default=0.0)
+        kept |= {row["setting"] for row in last if row[measure] <= within * least}
+    return kept | {"default"}
 
 
 def measure(data: dict[str, Any], problem: Problem, args: argparse.Namespace) -> None:
-    """Add the rows that are asked for and missing, saving after each family."""
+    """Add the rows that are asked for and missing, budget by budget, saving after each."""
     truth, doubt = problem.reference(REFERENCE_NFE)
-    data["problems"][problem.name] = {"n": len(problem.noise), "reference_doubt": doubt, "engine": args.engine}
-    index, parts = (int(word) for word in args.part.split("/"))
+    about = {"n": len(problem.noise), "reference_doubt": doubt, "engine": args.engine, "within": args.within}
+    data["problems"][problem.name] = about
     for family in args.families:
-        chosen = settings(family, args.ours == "all")[index - 1 :: parts]
-        asked = {(one.name, nfe) for one in chosen for nfe in args.nfe if nfe >= one.least}
-        here = [r for r in data["rows"] if (r["problem"], r["family"]) == (problem.name, family)]
-        done = set() if args.redo else {(r["setting"], r["nfe"]) for r in here}
+        chosen = settings(family, args.ours == "all")
+        if args.only:
+            chosen = [one for one in chosen if one.name in args.only]
         if args.redo:
-            again = [r for r in here if (r["setting"], r["nfe"]) in asked]
-            data["rows"] = [r for r in data["rows"] if not any(r is old for old in again)]
-        todo = [(one, nfe) for one in chosen for nfe in args.nfe if (one.name, nfe) in asked - done]
-        for setting, nfe in tqdm(todo, desc=f"{problem.name} {family}", disable=not todo):
-            data["rows"].append(row(problem, setting, nfe, truth))
-        if todo:
+            names = {one.name for one in chosen}
+            key = (problem.name, family)
+            data["rows"] = [
+                r
+                for r in data["rows"]
+                if (r["problem"], r["family"]) != key or r["setting"] not in names or r["nfe"] not in args.nfe
+            ]
+        before = len(data["rows"])
+        for nfe in sorted(args.nfe):
+            here = [r for r in data["rows"] if (r["problem"], r["family"]) == (problem.name, family)]
+            done = {r["setting"] for r in here if r["nfe"] == nfe}
+            kept = promising(here, nfe, args.within) if args.within else None
+            todo = [s for s in chosen if nfe >= s.least and s.name not in done and (kept is None or s.name in kept)]
+            for setting in tqdm(todo, desc=f"{problem.name} {family} {nfe}", disable=not todo):
+                data["rows"].append(row(problem, setting, nfe, truth))
+            if todo:
+                save(data, problem.name, args.out)
+        if added := len(data["rows"]) - before:
             versions = {name: version(name) for name in PACKAGES}
             data["parts"].append(
-                {"problem": problem.name, "family": family, "rows": len(todo), **environment(), "versions": versions}
+                {"problem": problem.name, "family": family, "rows": added, **environment(), "versions": versions}
             )
-            save(data, args.out)
+            save(data, problem.name, args.out)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--problems", nargs="*", default=[*EXACT, "mnist"], choices=[*EXACT, "mnist"])
-    parser.add_argument("--network", type=Path, help="the folder of one more model")
+    parser.add_argument(
+        "--problems", nargs="+", default=[*EXACT, "mnist"], help=f"of {EXACT}, a model's name or folder"
+    )
     parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=FAMILIES)
     parser.add_argument("--nfe", type=int, nargs="+", default=list(NFE))
     parser.add_argument("--ours", choices=("defaults", "all"), default="defaults")
-    parser.add_argument("--part", default="1/1", help="i/m: every m-th setting, from the i-th")
+    parser.add_argument("--only", nargs="+", metavar="SETTING", help="these settings only, by name, such as 'default'")
     parser.add_argument("--engine", choices=("torch", "openvino"), default="torch", help="that runs the networks")
+    parser.add_argument(
+        "--within",
+        type=float,
+        metavar="X",
+        help=f"from the budget after {GATE} on, leave out settings whose error at the budget before is more than X "
+        "times their family's smallest",
+    )
     parser.add_argument("--redo", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--report", action="store_true")
@@ -134,11 +177,11 @@ def main() -> None:
         if args.report:
             solver_page.report(data, args.measure)
         return
-    names = [*args.problems, *([str(args.network)] if args.network else [])]
-    for name in names:
-        problem = exact(name) if name in EXACT else network(name, engine=args.engine)
+    for name in args.problems:
+        problem = exact(name) if name.partition("@")[0] in EXACT else network(name, engine=args.engine)
         measure(data, problem, args)
-    print(len(data["rows"]), "rows;", sum("error" in r for r in data["rows"]), "failed")
+        here = [r for r in data["rows"] if r["problem"] == problem.name]
+        print(f"{problem.name}: {len(here)} rows, {sum('error' in r for r in here)} failed", flush=True)
 
 
 if __name__ == "__main__":

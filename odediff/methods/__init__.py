@@ -15,6 +15,7 @@ from ..schedule import Array, Schedule
 from ..spaces import SPACES
 from ..trace import Point, lower, probe
 from .bibliography import BIBTEX
+from .default import default
 from .frame import LIMIT, Grid, point
 from .registry import METHODS, Method
 
@@ -29,7 +30,7 @@ class PrecisionWarning(UserWarning):
 
 
 def plan(
-    name: str,
+    name: str | None,
     schedule: Schedule,
     nfe: int = 20,
     grid: str | ArrayLike | None = None,
@@ -42,7 +43,8 @@ def plan(
 ) -> Plan:
     """Compile a method on a schedule and a grid into a table of exactly `nfe` rows.
 
-    name: a key of `METHODS`.  nfe: evaluations of the network, at least the method's `min_nfe`.
+    name: a key of `METHODS`; None: the default for this budget, measured in docs/solvers.md.
+    nfe: evaluations of the network, at least the method's `min_nfe`.
     grid: "uniform", "quadratic", "logsnr", "karras", "asinh", or the times where steps start; None: the schedule's own
         ("karras" on EDM's), or else the method's default.
     space, variable: run in another frame than the default one (see `Method.frames`).
@@ -55,6 +57,11 @@ def plan(
     PrecisionWarning: rows lose float32 (`Plan.amplification` above 2^10), or an Adams method lowered its order where
     its weights would have; the times are in the plan's `args["lowered"]`.
     """
+    if name is None:
+        if space is not None or variable is not None or args:
+            raise ValueError("space, variable and options belong to a method: name one of METHODS, not None")
+        _, name, space, variable, best = default(nfe)
+        grid = best if grid is None and schedule.grid is None else grid
     method = _known(name)
     if not isinstance(schedule, Schedule):
         raise ValueError(f"schedule must be an odediff.schedule.Schedule such as schedule.linear(), got {schedule!r}")
