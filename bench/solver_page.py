@@ -14,12 +14,20 @@ from problems import EXACT
 from rivals import Setting
 from work_precision import NFE, Rows
 
+from odediff.methods import METHODS
+from odediff.methods.default import RULE
+
 PAGE = README.parent / "docs" / "solvers.md"
 PLOTS = README.parent / "docs" / "solvers"
-RULE = "3: abm2 flow t quadratic; 4-: abm3 flow t quadratic"  # what the page calls the default
 MEAN = (5, 30)  # the budgets that geometric means run over
 NETWORK_WEIGHT = 3.0  # of a network among the problems: closed-form problems mislead
+
 Cells = dict[tuple[str, int], Rows]
+
+
+def the_default(nfe: int) -> str:
+    """The name of the setting that is the package's default, at any budget."""
+    return "default"
 
 
 def cells(rows: Rows) -> Cells:
@@ -71,9 +79,9 @@ def geometric(ratios: list[float], weights: list[float] | None = None) -> float:
     )
 
 
-def ratios(found: Cells, rule: str, measure: str) -> dict[tuple[str, int], float]:
-    """The rule's error over that of the best peer of the cell; cells without either are left out."""
-    at, made = parse(rule), {}
+def ratios(found: Cells, at: Callable[[int], str], measure: str) -> dict[tuple[str, int], float]:
+    """The error of our setting `at(nfe)` over that of the best peer of the cell; cells without either are left out."""
+    made = {}
     for (problem, nfe), rows in found.items():
         peer = best((row for row in rows if row["family"] != "odediff"), measure)
         mine = best((row for row in rows if (row["family"], row["setting"]) == ("odediff", at(nfe))), measure)
@@ -82,23 +90,58 @@ def ratios(found: Cells, rule: str, measure: str) -> dict[tuple[str, int], float
     return made
 
 
+def inside(per: dict[tuple[str, int], float]) -> dict[tuple[str, int], float]:
+    """The cells that the means run over."""
+    return {key: value for key, value in per.items() if MEAN[0] <= key[1] <= MEAN[1]}
+
+
 def summary(per: dict[tuple[str, int], float], found: Cells) -> str:
     """Geometric mean over nfe 5..30, the worst cell, and what is missing."""
-    inside = {key: value for key, value in per.items() if MEAN[0] <= key[1] <= MEAN[1]}
-    missing = sum(MEAN[0] <= nfe <= MEAN[1] for _, nfe in set(found) - set(per))
-    if not inside:
-        return "no cell of 5 to 30 evaluations has both the rule's setting and a peer"
-    worst = max(inside, key=inside.__getitem__)
-    weights = [1.0 if problem in EXACT else NETWORK_WEIGHT for problem, _ in inside]
+    missing = len(inside(dict.fromkeys(found, 0.0))) - len(inside(per))
+    per = inside(per)
+    if not per:
+        return "no cell of 5 to 30 evaluations has both the setting and a peer"
+    worst = max(per, key=per.__getitem__)
+    weights = [1.0 if is_exact(problem) else NETWORK_WEIGHT for problem, _ in per]
     return (
-        f"geometric mean {geometric(list(inside.values())):.2f} (networks weighted {NETWORK_WEIGHT:g}: "
-        f"{geometric(list(inside.values()), weights):.2f}), worst {inside[worst]:.2f} ({worst[0]}, {worst[1]})"
+        f"geometric mean {geometric(list(per.values())):.2f} (networks weighted {NETWORK_WEIGHT:g}: "
+        f"{geometric(list(per.values()), weights):.2f}), worst {per[worst]:.2f} ({worst[0]}, {worst[1]})"
         + (f", {missing} cells missing" if missing else "")
     )
 
 
+def fixed(found: Cells, measure: str) -> dict[str, tuple[str, dict[tuple[str, int], float]]]:
+    """Per family the one setting whose errors over the best peer's have the least geometric mean over the cells of 5 to
+    30 evaluations, of those that are in all of them; and its ratios."""
+    wanted = inside(dict.fromkeys(found, 0.0))
+    least = {
+        key: peer[measure]
+        for key in wanted
+        if (peer := best((r for r in found[key] if r["family"] != "odediff"), measure))
+    }
+    per: dict[tuple[str, str], dict[tuple[str, int], float]] = defaultdict(dict)
+    for key, floor in least.items():
+        for row in found[key]:
+            ratio = row[measure] / floor
+            each = per[row["family"], row["setting"]]
+            each[key] = min(ratio, each.get(key, math.inf))
+    chosen: dict[str, tuple[str, dict[tuple[str, int], float]]] = {}
+    for (family, setting), one in per.items():
+        if len(one) == len(least) and setting != "default":
+            mean = geometric(list(one.values()))
+            if family not in chosen or mean < geometric(list(chosen[family][1].values())):
+                chosen[family] = setting, one
+    return chosen
+
+
+def is_exact(problem: str) -> bool:
+    """Whether the problem is one in closed form."""
+    return problem.partition("@")[0] in EXACT
+
+
 def suggest(rows: Rows, rule: str, measure: str) -> str:
-    """Per budget our settings with the smallest weighted geometric mean over the problems; then a rule's cells."""
+    """Per budget our settings with the smallest weighted geometric mean over the problems; then the cells of a rule, or
+    of the default."""
     found, lines = cells(rows), ["nfe | weighted mean, mean over networks, worst | setting"]
     problems = sorted({problem for problem, _ in found})
     for nfe in sorted({nfe for _, nfe in found}):
@@ -112,15 +155,14 @@ def suggest(rows: Rows, rule: str, measure: str) -> str:
         ranked = []
         for name, one in per.items():
             if len(one) == most:  # a setting that failed somewhere is no default
-                weights = [1.0 if problem in EXACT else NETWORK_WEIGHT for problem in one]
-                nets = geometric([value for problem, value in one.items() if problem not in EXACT])
+                weights = [1.0 if is_exact(problem) else NETWORK_WEIGHT for problem in one]
+                nets = geometric([value for problem, value in one.items() if not is_exact(problem)])
                 ranked.append((geometric(list(one.values()), weights), nets, max(one.values()), name))
         lines += [
-            f"{nfe:3} | {mean:.2f} {nets:.2f} {worst:.2f} | {name}" for mean, nets, worst, name in sorted(ranked)[:5]
+            f"{nfe:3} | {mean:.2f} {nets:.2f} {worst:.2f} | {name}" for mean, nets, worst, name in sorted(ranked)[:8]
         ]
-    chosen = rule or RULE
-    per_cell = ratios(found, chosen, measure)
-    lines.append(f"rule: {chosen}")
+    per_cell = ratios(found, parse(rule) if rule else the_default, measure)
+    lines.append(f"rule: {rule or 'default'}")
     lines += [
         f"{problem}: " + " ".join(f"{nfe}:{per_cell[problem, nfe]:.2f}" for nfe in NFE if (problem, nfe) in per_cell)
         for problem in problems
@@ -134,7 +176,7 @@ def _cell(row: dict[str, Any] | None, measure: str) -> str:
 
 def tables(rows: Rows, measure: str) -> str:
     """A Markdown table per problem."""
-    found, at, per = cells(rows), parse(RULE), ratios(cells(rows), RULE, measure)
+    found, per = cells(rows), ratios(cells(rows), the_default, measure)
     lines = []
     for problem in dict.fromkeys(problem for problem, _ in found):
         lines += [f"### {problem}", "", f"![{problem}](solvers/{problem}.png)", ""]
@@ -148,7 +190,7 @@ def tables(rows: Rows, measure: str) -> str:
             four = (
                 best((row for row in here if row["family"] != "odediff"), measure),
                 best((row for row in here if row["family"] == "diffusers"), measure),
-                best((row for row in ours if row["setting"] == at(nfe)), measure),
+                best((row for row in ours if row["setting"] == "default"), measure),
                 best(ours, measure),
             )
             if here:
@@ -165,9 +207,9 @@ def plot(problem: str, rows: Rows, measure: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    found, at = cells(rows), parse(RULE)
+    found = cells(rows)
     picks: dict[str, Callable[[dict[str, Any], int], bool]] = {
-        "odediff default": lambda r, nfe: (r["family"], r["setting"]) == ("odediff", at(nfe)),
+        "odediff default": lambda r, _: (r["family"], r["setting"]) == ("odediff", "default"),
         "odediff best": lambda r, _: r["family"] == "odediff",
         "diffusers best": lambda r, _: r["family"] == "diffusers",
         "k-diffusion best": lambda r, _: r["family"] == "k-diffusion",
@@ -213,8 +255,43 @@ def report(data: dict[str, Any], measure: str) -> None:
     commits = ", ".join(sorted({part["commit"] for part in data["parts"]}))
     note = f"{len(rows)} runs, {failed} failed. {doubts}. {last['device']}, {versions}, commit {commits}."
     write_block("solvers", tables(rows, measure) + "\n" + note, PAGE)
-    clauses = "\n".join(f"- {clause.strip()}" for clause in RULE.split(";"))
-    text = f"Evaluations: method, space, variable, grid.\n\n{clauses}\n\n"
-    write_block(
-        "rule", f"{text}Default over the cell's best peer, {summary(ratios(found, RULE, measure), found)}.", PAGE
-    )
+    write_block("rule", f"{rule_of_thumb()}\n\n{bars(found, measure)}", PAGE)
+
+
+def rule_of_thumb() -> str:
+    """The package's rule as a table."""
+    lines = ["| evaluations | method | space, variable | grid |", "|---|---|---|---|"]
+    for choice, after in zip(RULE, [*RULE[1:], None], strict=True):
+        last = after.least - 1 if after else None
+        budgets = f"{choice.least} and more" if last is None else f"{choice.least} to {last}"
+        budgets = f"{choice.least}" if last == choice.least else budgets
+        frame = METHODS[choice.name].frames[0] if choice.space is None else (choice.space, choice.variable)
+        lines.append(f"| {budgets} | `{choice.name}` | {', '.join(map(str, frame))} | {choice.grid} |")
+    return "\n".join(lines)
+
+
+def bars(found: Cells, measure: str) -> str:
+    """How the default and the best fixed setting of each family stand to the best peer of every cell."""
+    per = ratios(found, the_default, measure)
+    chosen = {"odediff default": ("", inside(per)), **fixed(found, measure)}
+    problems = list(dict.fromkeys(problem for problem, _ in found))
+    lines = [
+        f"Error over that of the best peer of each cell, geometric means over budgets of {MEAN[0]} to {MEAN[1]}; a "
+        "peer would have to be the best everywhere to have 1.00. Below the default, the one setting of each family "
+        "that does best over all cells.",
+        "",
+        "| | " + " | ".join(problems) + " | all | worst cell |",
+        "|---|" + "---|" * (len(problems) + 2),
+    ]
+    for family, (setting, one) in chosen.items():
+        means = [geometric([value for (at, _), value in one.items() if at == problem]) for problem in problems]
+        name = f"{family} `{setting}`" if setting else family
+        worst = max(one.values(), default=math.nan)
+        numbers = " | ".join(f"{mean:.2f}" for mean in [*means, geometric(list(one.values())), worst])
+        lines.append(f"| {name} | {numbers} |")
+    if "diffusers" in chosen:
+        theirs = chosen["diffusers"][1]
+        lost = [f"{p} at {n} ({per[p, n] / theirs[p, n]:.2f})" for p, n in sorted(theirs) if per[p, n] >= theirs[p, n]]
+        said = f"loses to it in {', '.join(lost)}" if lost else "beats it in every cell"
+        lines += ["", f"Against the best fixed setting of diffusers the default {said}."]
+    return "\n".join([*lines, "", f"The default: {summary(per, found)}."])

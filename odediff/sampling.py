@@ -102,7 +102,7 @@ class Sampler:
 
 def sample(
     model: Model,
-    solver: str | Plan = "rk4",
+    solver: str | Plan | None = None,
     nfe: int | None = None,
     *,
     n: int | None = None,
@@ -123,9 +123,9 @@ def sample(
 ) -> Tensor:
     """Draw samples: a tensor (n, *model.shape) in the model's data range, on the model's device.
 
-    solver: a name of `odediff.METHODS`, a `Plan`, an adaptive method of torchdiffeq ("dopri5", "dopri8", "bosh3",
-    "fehlberg2",
-        "adaptive_heun"), or one of its fixed-step methods as an oracle ("torchdiffeq:rk4").
+    solver: a name of `odediff.METHODS`; None, the one that docs/solvers.md measured to be the best for this nfe; a
+        `Plan`; an adaptive method of torchdiffeq ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"), or one of
+        its fixed-step methods as an oracle ("torchdiffeq:rk4").
     nfe: evaluations of the network, exactly (20 if not named); not for adaptive methods, which take rtol, atol,
     max_nfe. grid, eta: see `odediff.plan`.  n, seed, noise, label, callback, progress, guidance, clip, threshold,
     clip_eps: see `Sampler`.
@@ -145,7 +145,7 @@ def sample(
         from .methods import METHODS
         from .methods import plan as compile_plan
 
-        if solver not in METHODS:
+        if solver is not None and solver not in METHODS:
             known = ", ".join((*METHODS, *adaptive.ADAPTIVE, *adaptive.FIXED))
             raise ValueError(f"unknown solver {solver!r}; choose {known}")
         args: dict[str, Any] = {} if eta is None else {"eta": eta}
