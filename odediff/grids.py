@@ -78,8 +78,6 @@ def _explicit(grid: ArrayLike, evaluations: list[int]) -> Array:
             f"the grid has shape {given.shape}, but steps of {'+'.join(map(str, evaluations))} evaluations "
             f"start at {len(evaluations)} times (the end, sigma = 0, is added)"
         )
-    if not np.isfinite(given).all():
-        raise ValueError(f"grid time {given[~np.isfinite(given)][0]:g} is not finite; give the times where steps start")
     return given.astype(np.float64)
 
 
