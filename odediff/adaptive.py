@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from tqdm import tqdm
 
+from .choices import unknown
 from .grids import times
 from .model import Model
 from .noise import Seed
@@ -99,7 +100,7 @@ def solve(
     """
     variable = "phi" if variable is None else variable
     if not is_torchdiffeq(solver):
-        raise ValueError(f"unknown solver {solver!r}; choose {', '.join((*ADAPTIVE, *FIXED))}")
+        raise unknown("solver", solver, (*ADAPTIVE, *FIXED))
     if variable not in VARIABLES:
         raise ValueError(f"unknown variable {variable!r}; choose {', '.join(VARIABLES)}")
     if model.integer_times:

@@ -13,9 +13,12 @@ network was not trained: where the last start would, uniform and quadratic end t
 
 from __future__ import annotations
 
+import reprlib
+
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .choices import unknown
 from .schedule import Array, Schedule
 
 GRIDS = ("uniform", "quadratic", "logsnr", "karras", "asinh")
@@ -26,21 +29,18 @@ def times(schedule: Schedule, grid: str | ArrayLike, evaluations: list[int], *, 
 
     grid: a name from `GRIDS`, or the times themselves (without the end, where sigma = 0).
     snap: round to the integer times that a network with an embedding table knows.
-    ValueError: unknown name, wrong length, times that do not decrease or leave the schedule, steps that snapping
-    merges.
+    ValueError: unknown name, no numbers, wrong length, times that do not decrease or leave the schedule, steps that
+    snapping merges; a snap that is not True or False.
     """
+    if not isinstance(snap, (bool, np.bool_)):
+        raise ValueError(f"snap = {snap!r} must be True or False")
     if isinstance(grid, str):
         if grid not in GRIDS:
-            raise ValueError(f"unknown grid {grid!r}; choose {', '.join(GRIDS)} or pass an array of times")
+            raise unknown("grid", grid, GRIDS, " or pass an array of times")
         spent = np.cumsum([0, *evaluations[:-1]]) / sum(evaluations)
         t = _named(schedule, grid, spent)
     else:
-        t = np.array(grid, dtype=np.float64)
-        if t.shape != (len(evaluations),):
-            raise ValueError(
-                f"the grid has shape {t.shape}, but steps of {'+'.join(map(str, evaluations))} evaluations "
-                f"start at {len(evaluations)} times (the end, sigma = 0, is added)"
-            )
+        t = _explicit(grid, evaluations)
     if snap and schedule.steps is None:
         raise ValueError(f'snap=True needs a table of steps; schedule "{schedule.identity["name"]}" is continuous')
     if snap:
@@ -61,6 +61,24 @@ def times(schedule: Schedule, grid: str | ArrayLike, evaluations: list[int], *, 
             + ("; rounded to whole times they merge" if snap else "")
         )
     return t
+
+
+def _explicit(grid: ArrayLike, evaluations: list[int]) -> Array:
+    try:
+        given = np.asarray(grid)
+    except (TypeError, ValueError, RuntimeError):  # ragged lists; tensors on a GPU or with a gradient
+        given = np.array(None)
+    if given.dtype.kind not in "iuf":  # no strings, None, booleans or complex numbers, which numpy would convert
+        raise ValueError(
+            f"grid = {reprlib.repr(grid)} is no list of numbers: give the times where steps start, such as "
+            f"[999, 600, 200], or a name: {', '.join(GRIDS)}"
+        )
+    if given.shape != (len(evaluations),):
+        raise ValueError(
+            f"the grid has shape {given.shape}, but steps of {'+'.join(map(str, evaluations))} evaluations "
+            f"start at {len(evaluations)} times (the end, sigma = 0, is added)"
+        )
+    return given.astype(np.float64)
 
 
 def _named(schedule: Schedule, grid: str, spent: Array) -> Array:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from textwrap import wrap
 from types import MappingProxyType
 from typing import Any
 
@@ -24,6 +25,7 @@ from .spaces import space_pair
 
 VERSION = 1
 _TOLERANCE = 1e-10
+_COLUMNS, _WIDTH = 6, 100  # of printed tables: the deepest with a column for each prediction, and characters of others
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,12 +185,26 @@ class Plan:
             f"noise covered: sigma {self.sigma[0]:.6g} .. {self.sigma[-2]:.6g} -> {self.sigma[-1]:.6g}, "
             f"lam {lam[0]:.4f} .. {lam[-2]:.4f} -> {lam[-1]:.4f}",
         ]
-        titles = ["row", "t", "alpha", "sigma", "lam", "a", *(f"b{j}" for j in range(self.depth))]
-        columns = [self.t, self.alpha[:-1], self.sigma[:-1], lam[:-1], self.a, *self.b.T]
+        return "\n".join([*head, *self._table(lam)])
+
+    def _table(self, lam: Array) -> list[str]:
+        """A line of titles and one a row. Of more than `_COLUMNS` predictions only those that a row reads are shown."""
+        titles = ["row", "t", "alpha", "sigma", "lam", "a"]
+        columns = [self.t, self.alpha[:-1], self.sigma[:-1], lam[:-1], self.a]
+        if self.depth <= _COLUMNS:
+            titles, columns = [*titles, *(f"b{j}" for j in range(self.depth))], [*columns, *self.b.T]
         if self.stochastic:
             titles, columns = [*titles, "c"], [*columns, self.c]
-        lines = ["".join(f"{title:>{4 if k == 0 else 12}}" for k, title in enumerate(titles))]
-        for i in range(self.nfe):
-            cells = [column[i] for column in columns]
-            lines.append(f"{i:>4}" + f"{cells[0]:>12.6g}" + "".join(f"{cell:>12.6g}" for cell in cells[1:]))
-        return "\n".join([*head, *lines])
+        cells = [[f"{i}" for i in range(self.nfe)], *([f"{value:.6g}" for value in column] for column in columns)]
+        widths = [max(map(len, [title, *column])) + 2 for title, column in zip(titles, cells, strict=True)]
+        rows = [titles, *zip(*cells, strict=True)]
+        lines = ["".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
+        if self.depth <= _COLUMNS:
+            return lines
+        said = ["j:b of every b that is not 0"]
+        said += [" ".join(f"{j}:{b[j]:.6g}" for j in np.flatnonzero(b)) for b in self.b]
+        indent = sum(widths) + 2
+        room = max(24, _WIDTH - indent)
+        parts = [wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""] for text in said]
+        tails = [f"\n{' ' * indent}".join(part) for part in parts]
+        return [f"{line}  {tail}".rstrip() for line, tail in zip(lines, tails, strict=True)]

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import adaptive
+from .choices import unknown
 from .model import Model
 from .noise import Seed, normal
 from .plans import Plan
@@ -120,6 +121,7 @@ def sample(
     rtol: float | None = None,
     atol: float | None = None,
     max_nfe: int | None = None,
+    **options: Any,
 ) -> Tensor:
     """Draw samples: a tensor (n, *model.shape) in the model's data range, on the model's device.
 
@@ -127,33 +129,36 @@ def sample(
         `Plan`; an adaptive method of torchdiffeq ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"), or one of
         its fixed-step methods as an oracle ("torchdiffeq:rk4").
     nfe: evaluations of the network, exactly (20 if not named); not for adaptive methods, which take rtol, atol,
-    max_nfe. grid, eta: see `odediff.plan`.  n, seed, noise, label, callback, progress, guidance, clip, threshold,
-    clip_eps: see `Sampler`.
+    max_nfe. grid, eta, options: of `odediff.plan`, such as space, variable, snap, end, or the solver's own, such as
+        s_churn; snap is on for networks that know whole times only. torchdiffeq's methods take only variable of these,
+        as `odediff.solve` does, its fixed-step ones grid too, and a compiled plan none.
+    n, seed, noise, label, callback, progress, guidance, clip, threshold, clip_eps: see `Sampler`.
     ValueError: see there; and options that the solver does not have.  BudgetExceeded: `max_nfe` ran out.
     """
     draw: dict[str, Any] = {"n": n, "seed": seed, "noise": noise, "label": label, "progress": progress}
     predict: dict[str, Any] = {"guidance": guidance, "clip": clip, "threshold": threshold}
     if isinstance(solver, str) and adaptive.is_torchdiffeq(solver):
-        _refuse(solver, eta=eta, callback=callback, clip_eps=None if clip_eps == "recompute" else clip_eps)
+        variable, raw = options.pop("variable", None), None if clip_eps == "recompute" else clip_eps
+        _refuse(solver, *options, eta=eta, callback=callback, clip_eps=raw)
         tolerance: dict[str, Any] = {"rtol": rtol, "atol": atol, "max_nfe": max_nfe}
-        return adaptive.solve(model, solver, nfe=nfe, grid=grid, **tolerance, **predict, **draw).x
+        return adaptive.solve(model, solver, nfe=nfe, grid=grid, variable=variable, **tolerance, **predict, **draw).x
     _refuse("a fixed-step solver", rtol=rtol, atol=atol, max_nfe=max_nfe)
     if isinstance(solver, Plan):
-        _refuse("a compiled plan", nfe=nfe, grid=grid, eta=eta)
+        _refuse("a compiled plan", *options, nfe=nfe, grid=grid, eta=eta)
         plan = solver
     else:
         from .methods import METHODS
         from .methods import plan as compile_plan
 
-        if solver is not None and solver not in METHODS:
-            known = ", ".join((*METHODS, *adaptive.ADAPTIVE, *adaptive.FIXED))
-            raise ValueError(f"unknown solver {solver!r}; choose {known}")
-        args: dict[str, Any] = {} if eta is None else {"eta": eta}
-        plan = compile_plan(solver, model.schedule, 20 if nfe is None else nfe, grid, snap=model.integer_times, **args)
+        if solver is not None and (not isinstance(solver, str) or solver not in METHODS):
+            raise unknown("solver", solver, (*METHODS, *adaptive.ADAPTIVE, *adaptive.FIXED))
+        args: dict[str, Any] = {"snap": model.integer_times, **({} if eta is None else {"eta": eta}), **options}
+        plan = compile_plan(solver, model.schedule, 20 if nfe is None else nfe, grid, **args)
     return Sampler(model, plan, clip_eps=clip_eps, **predict)(callback=callback, **draw)
 
 
-def _refuse(solver: str, **options: object) -> None:
-    given = [name for name, value in options.items() if value is not None]
+def _refuse(solver: str, *names: str, **options: object) -> None:
+    """Refuse these names, and those options that are not None."""
+    given = [*names, *(name for name, value in options.items() if value is not None)]
     if given:
         raise ValueError(f"{solver} takes no {given[0]!r}; remove it, or choose a solver that has it")

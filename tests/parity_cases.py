@@ -191,14 +191,17 @@ def _deis(order: int) -> Case:
 
 
 def _unipc(order: int, spacings: tuple[str, ...], **options: Any) -> Case:
-    """Its orders fall to 1 at the end, as they rise at the start, unless lower_order_final is False."""
+    """Its orders fall to 1 at the end, as they rise at the start, unless lower_order_final is False.
+
+    Where it ends above sigma = 0 it has one row less than ours, and they fall towards that end.
+    """
 
     def orders(theirs: int, rows: int) -> str:
-        return "".join(str(min(order, i + 1, theirs - i)) for i in range(theirs)).ljust(rows, "1")
+        return "".join(str(min(order, theirs - i)) for i in range(theirs)).ljust(rows, "1")
 
     args: dict[str, Any] = {"b": options.get("solver_type", "bh2")}
     if options.get("lower_order_final", True):
-        args["orders"] = orders
+        args["orders"] = orders if "final_sigmas_type" in options else "falling"
     options = {"solver_order": order, **options}
     return Case("diffusers:UniPCMultistep", f"unipc_{order}", options, args=args, spacings=spacings, narrow=1e-3)
 

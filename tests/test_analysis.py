@@ -356,7 +356,7 @@ def test_an_error_that_is_rounding_has_no_slope() -> None:
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        (("rk5",), {}, "unknown solver 'rk5'; choose euler"),
+        (("rk5",), {}, "unknown solver 'rk5'; did you mean rk4 or rk3. choose euler.*or pass a callable"),
         ((3,), {}, "a solver is a name of METHODS or a callable"),
         (("rk4",), {"nfes": (9,)}, "at least 2 increasing whole numbers"),
         (("rk4",), {"nfes": (20, 10)}, "at least 2 increasing whole numbers"),

@@ -111,6 +111,47 @@ def test_sample_takes_ddpms_variance(tiny, tmp_path, capsys):
     assert (large != pixels(out)).any()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "options", "said"),
+    [
+        (
+            "--solver heun_churn --option s_churn=1 --option s_tmax=None",
+            {"solver": "heun_churn", "s_churn": 1.0, "s_tmax": None},
+            "heun_churn, grid quadratic, s_churn 1.0, s_tmax None",
+        ),
+        (
+            "--solver sa_solver --option predictor=2 --option tau=.5 --grid karras",
+            {"solver": "sa_solver", "predictor": 2, "tau": 0.5, "grid": "karras"},
+            "sa_solver, grid karras, predictor 2, tau 0.5",
+        ),
+        (
+            "--solver ab3 --space eps --variable lam",
+            {"solver": "ab3", "space": "eps", "variable": "lam"},
+            "ab3, grid quadratic, space eps, variable lam",
+        ),
+        (
+            "--solver unipc_3 --option orders=123321111",
+            {"solver": "unipc_3", "orders": "123321111"},
+            "unipc_3, grid quadratic, orders 123321111",
+        ),
+        (
+            "--solver torchdiffeq:rk4 --variable rho",
+            {"solver": "torchdiffeq:rk4", "variable": "rho"},
+            "torchdiffeq:rk4",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::odediff.methods.PrecisionWarning")
+def test_sample_takes_every_option_of_a_solver(tiny, tmp_path, capsys, arguments, options, said):
+    out = tmp_path / "x.png"
+    found = facts(run(capsys, f"sample {tiny} --nfe 9 --n 3 --out {out} {arguments}"))
+    assert found["solver"] == said
+    want = odediff.sample(odediff.load(tiny), nfe=9, n=3, seed=0, **options)
+    assert (pixels(out) == np.asarray(image_grid(want))).all()
+    plain = odediff.sample(odediff.load(tiny), options["solver"], 9, n=3, seed=0)
+    assert (pixels(out) != np.asarray(image_grid(plain))).any()
+
+
 def test_sample_without_options_draws_64_with_rk4_at_20(tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     said = facts(run(capsys, f"sample {tiny}"))
@@ -162,9 +203,33 @@ def test_plan_prints_the_table_and_its_verdict(capsys):
     order = analysis.observed_order("ddim", odediff.schedule.flow(), grid="uniform", eta=0.5).order["gaussian"]
     factors = analysis.amplification(plan)
     assert verdict == [
-        ["order", f"1; observed, start-up rows included: {order:.2f} on Gaussian data"],
+        ["order", f"1 with its default options; observed, start-up rows included: {order:.2f} on Gaussian data"],
         ["amplification", f"{factors.max():.3g} in row {factors.argmax()}, the largest"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "order"),
+    [
+        ("ab3 --space x0 --variable lam", {"space": "x0", "variable": "lam"}, "3"),
+        ("lms --option order=1", {"order": 1}, "4 with its default options"),
+        ("unipc_2 --option orders=falling --option b=bh1", {"orders": "falling", "b": "bh1"}, "3 with its .* options"),
+    ],
+)
+def test_plan_takes_every_option_in_table_and_verdict(arguments, options, order, capsys):
+    """lms of order 1 is Euler: an order of 4 would be that of other options than those of the table."""
+    table, verdict = table_and_verdict(run(capsys, f"plan {arguments} --nfe 9"))
+    name = arguments.split()[0]
+    assert table == str(odediff.plan(name, odediff.schedule.linear(), nfe=9, **options))
+    found = analysis.observed_order(name, odediff.schedule.linear(), **options).order
+    assert re.fullmatch(f"{order}; observed, .*: {found['gaussian']:.2f} on Gaussian data, .*", verdict[0][1])
+
+
+def test_plan_of_options_for_one_budget_says_that_no_order_is_observed(capsys):
+    table, verdict = table_and_verdict(run(capsys, "plan unipc_3 --nfe 8 --option orders=12333321"))
+    assert table == str(odediff.plan("unipc_3", odediff.schedule.linear(), nfe=8, orders="12333321"))
+    assert verdict[0][1].startswith("4 with its default options; not observed at other budgets: orders = '12333321'")
+    assert verdict[1][0] == "amplification"
 
 
 def test_plan_prints_the_orders_of_deterministic_methods_on_both_problems(capsys):
@@ -206,7 +271,9 @@ def test_plan_knows_every_named_schedule(name, capsys):
     assert f"schedule {name}" in run(capsys, f"plan dpmpp_2m --nfe 5 --schedule {name}")
 
 
-@pytest.mark.parametrize("command", ["plan rk4 --nfe 9 --schedule cosine", "info", "--help", "train --help"])
+@pytest.mark.parametrize(
+    "command", ["plan rk4 --nfe 9 --schedule cosine", "info", "info ab3", "--help", "train --help"]
+)
 def test_commands_that_need_no_network_load_no_torch(command):
     script = (
         "import sys, odediff.cli\n"
@@ -223,7 +290,63 @@ def test_commands_that_need_no_network_load_no_torch(command):
 def test_info_lists_every_method_with_its_order(capsys):
     said = run(capsys, "info")
     for name, method in odediff.METHODS.items():
-        assert re.search(rf"^{name} +{method.order} +{method.stages} +{method.min_nfe} ", said, re.MULTILINE)
+        noise = "" if not method.stochastic else r"option +" if name == "ddim" else r"yes +"
+        numbers = f"{method.order} +{method.stages} +{method.min_nfe}"
+        where = f"{method.space} +{method.variable} +{method.grid} +{noise}{method.source}, {re.escape(method.where)}"
+        assert re.search(rf"^{name} +{numbers} +{where}$", said, re.MULTILINE)
+
+
+def test_info_stands_in_columns_of_at_most_120_characters(capsys):
+    table = run(capsys, "info").split("\n\n")[0].splitlines()
+    assert len(table) == 1 + len(odediff.METHODS) and max(map(len, table)) <= 120
+    for title, values in (
+        ("space", {method.space for method in odediff.METHODS.values()}),
+        ("variable", {method.variable for method in odediff.METHODS.values()}),
+        ("grid", {method.grid for method in odediff.METHODS.values()}),
+        ("noise", {"yes", "option", ""}),
+        ("source", {method.source + "," for method in odediff.METHODS.values()}),
+    ):
+        at = table[0].index(title)
+        assert {(line[at:].split(" ")[0], line[at - 1]) for line in table[1:]} == {(value, " ") for value in values}
+
+
+def test_info_of_a_solver_tells_all_about_it(capsys):
+    said = run(capsys, "info heun_churn")
+    table, doc, *cited = said.split("\n\n")
+    assert [re.split(r"\s{2,}", line, maxsplit=1) for line in table.splitlines()] == [
+        ["solver", "heun_churn"],
+        ["source", "karras2022, Algorithm 2; Table 5, ImageNet-64"],
+        ["order", "2, the weak one where it adds noise"],
+        ["evaluations", "2 a step, from 3 in all: 2+1"],
+        ["space", "eps by default"],
+        ["variable", "rho by default"],
+        ["frames", "eps, over rho"],
+        ["grid", "quadratic by default, where the schedule asks for no other"],
+        ["noise", "scaled by s_churn; 0 for none"],
+        ["options", "s_churn = 40.0 (float)"],
+        ["", "s_tmin = 0.05 (float)"],
+        ["", "s_tmax = 50.0 (float or None)"],
+        ["", "s_noise = 1.003 (float)"],
+    ]
+    assert doc.startswith("Raise the noise from rho to rho^") and "gamma = min(" in cited[0]
+    assert said.endswith(f"\n\n{odediff.cite('heun_churn')}\n")
+
+
+@pytest.mark.parametrize("name", odediff.METHODS)
+def test_info_knows_every_solver(name, capsys):
+    said, method = run(capsys, f"info {name}"), odediff.METHODS[name]
+    assert f"evaluations  {method.stages} a step, from {method.min_nfe} in all: " in said
+    assert all(f"{key} = {value!r} (" in said for key, value in method.args.items())
+    frames = [line.split(", over ") for line in said.split("\n\n")[0].splitlines() if ", over " in line]
+    found = [(frame[0].split()[-1], variable) for frame in frames for variable in frame[1].split(", ")]
+    assert sorted(found) == sorted(method.frames) and found[0] == method.frames[0]
+    assert ("noise        none" in said) == (not method.stochastic) and said.endswith(f"\n\n{odediff.cite(name)}\n")
+    assert ("the default" in said) == (name == "ddim")
+
+
+def test_info_of_torchdiffeqs_solvers(capsys):
+    assert facts(run(capsys, "info dopri5"))["options"].startswith("rtol and atol (0.001), max_nfe (1000), variable")
+    assert facts(run(capsys, "info torchdiffeq:rk4"))["kind"] == "4 evaluations a step and one at the end"
 
 
 def test_info_of_a_model_tells_its_facts(tiny, capsys):
@@ -376,12 +499,35 @@ def test_without_a_command_the_help_is_shown(capsys):
         ("train --out run --data x --label-dropout 1", "label_dropout = 1.0"),
         ("train --out run --data TINY --labels y", "holds none of"),
         ("sample nowhere", "no model 'nowhere'"),
-        ("plan rk9", "unknown solver 'rk9'; choose euler"),
+        ("plan rk9", "unknown solver 'rk9'; did you mean rk4 or rk3? choose euler"),
         ("plan rk4 --eta 1", "'eta'"),
+        ("plan rk4 --grid karas", "unknown grid 'karas'; did you mean karras? choose uniform"),
+        ("plan rk4 --space noise", "invalid choice: 'noise'"),
+        ("plan rk4 --option", "expected one argument"),
+        ("plan rk4 --option tau=1", "rk4 has no option 'tau'; it takes none"),
+        ("plan sa_solver --option nfe=3", "sa_solver has no option 'nfe'; it takes ['corrector', 'predictor'"),
+        ("plan sa_solver --option tau", "--option tau: write KEY=VALUE, such as s_churn=10"),
+        ("plan sa_solver --option =1", "--option =1: write KEY=VALUE"),
+        ("plan sa_solver --option tau=x", "tau = 'x' is no option of sa_solver, which takes float there"),
+        ("plan sa_solver --option tau=None", "tau = 'None' is no option of sa_solver, which takes float there"),
+        ("plan sa_solver --option predictor=2.0", "predictor = '2.0' is no option of sa_solver, which takes int there"),
+        ("plan sa_solver --option s_tmax=x", "s_tmax = 'x' is no option of sa_solver, which takes float or None there"),
+        ("plan sa_solver --option tau=1 --option tau=2", "--option tau=2: tau is given twice"),
+        ("plan ddim --eta 1 --option eta=0", "--option eta=0: eta is given twice"),
+        ("sample TINY --solver heun_churn --option churn=1", "heun_churn has no option 'churn'; it takes ['s_churn'"),
+        ("sample TINY --solver heun_chrun --option s_churn=1", "'heun_chrun'; did you mean heun_churn"),
+        (
+            "sample TINY --solver dopri5 --option s_churn=1",
+            "--option s_churn=1: dopri5 is torchdiffeq's and takes none",
+        ),
+        ("sample TINY --solver dopri5 --space eps", "dopri5 takes no 'space'"),
+        ("sample TINY --solver dopri5 --variable lam", "unknown variable 'lam'; choose t, rho, phi"),
         ("plan rk4 --nfe 9 --json no/such/plan.json", "no/such/plan.json"),
         ("plan rk4 --nfe 9 --plot no/such/plan.png", "no folder no/such"),
         ("plan rk4 --nfe 9 --plot plan.txt", ".png"),
-        ("info nowhere", "no model 'nowhere'"),
+        ("info nowhere", "no solver and no model 'nowhere'; `odediff info` lists both"),
+        ("info unipc3", "no solver and no model 'unipc3'; did you mean unipc_3, unipc_"),
+        ("info minst", "no solver and no model 'minst'; did you mean mnist or midpoint? `odediff info` lists"),
         ("train --out run", "--data is missing"),
         ("train --out run --resume", "nothing to resume in run"),
         ("train --out run --resume --recipe r.json", "leave --recipe away"),

@@ -340,7 +340,7 @@ def test_runge_kutta_spends_leftovers_on_lower_orders() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: plan("rk5", LINEAR), "unknown solver 'rk5'; choose euler"),
+        (lambda: plan("rk5", LINEAR), "unknown solver 'rk5'; did you mean rk4 or rk3. choose euler"),
         (lambda: plan("rk4", LINEAR, 20.0), "nfe=20.0"),  # type: ignore[arg-type]
         (lambda: plan("rk4", LINEAR, True), "nfe=True"),
         (lambda: plan("rk4", LINEAR, eta=0.5), "rk4 has no option 'eta'"),
@@ -352,7 +352,17 @@ def test_runge_kutta_spends_leftovers_on_lower_orders() -> None:
         (lambda: plan("rk4", LINEAR, snap=True), "between the grid's times"),
         (lambda: plan("euler", SCHEDULES["edm"], snap=True), "needs a table of steps"),
         (lambda: plan("euler", "linear"), "schedule must be an odediff.schedule.Schedule"),  # type: ignore[arg-type]
-        (lambda: cite("none"), "unknown solver 'none'"),
+        (lambda: cite("none"), "unknown solver 'none'; choose euler, .*sa_solver$"),
+        (lambda: cite("DPM++_2M"), "unknown solver .*; did you mean dpmpp_2m, .*choose euler"),
+        (
+            lambda: plan("euler", LINEAR, 5, "karas"),
+            "unknown grid 'karas'; did you mean karras. choose uniform, ",
+        ),
+        (lambda: plan("euler", LINEAR, 5, snap="yes"), "snap = 'yes' must be True or False"),  # type: ignore[arg-type]
+        (lambda: plan("euler", LINEAR, 5, snap=None), "snap = None must be True"),  # type: ignore[arg-type]
+        (lambda: plan("euler", SCHEDULES["flow"], 2, [0.9, 0.5], end=False), r"end = False must lie in \[0, 0.5\)"),
+        (lambda: plan("euler", LINEAR, 2, [900, 5], end=np.nan), r"end = nan must lie in \[-1, 5\)"),
+        (lambda: plan("euler", LINEAR, 2, [900, 5], end=1j), r"end = 1j must lie in \[-1, 5\)"),  # type: ignore[arg-type]
     ],
 )
 def test_errors_name_value_and_remedy(call, message: str) -> None:  # type: ignore[no-untyped-def]
@@ -388,6 +398,36 @@ def test_every_method_is_cited_and_described(name: str) -> None:
         and text.count("{") == text.count("}")
     )
     assert method.where and 1 <= method.order <= 5 and method.frames
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_space_variable_and_determinism_are_those_of_the_default_plan(name: str) -> None:
+    method, p = METHODS[name], plan(name, LINEAR, 20)
+    assert (method.space, method.variable) == (p.space, p.args["variable"])
+    assert method.deterministic == (not p.stochastic)
+    assert set(method.kinds) == set(method.args) and (method.stochastic or method.deterministic)
+    if method.noise:  # 0 is none, more is some, whatever the default
+        assert not plan(name, LINEAR, 20, **{method.noise: 0}).stochastic
+        assert plan(name, LINEAR, 20, **{method.noise: 0.5}).stochastic
+    elif method.stochastic:
+        assert not method.deterministic
+
+
+def test_which_methods_add_noise() -> None:
+    noisy = {name: method.deterministic for name, method in METHODS.items() if method.stochastic}
+    always = ("ddpm", "heun_churn", "euler_ancestral", "sde_dpmpp_2m", "sa_solver")
+    assert noisy == {"ddim": True, **dict.fromkeys(always, False)}
+
+
+@pytest.mark.parametrize(
+    ("name", "nfe", "digits"),
+    [("unipc_2", 5, "22221"), ("unipc_3", 7, "3333321"), ("unipc_3", 4, "3321"), ("unipc_4", 6, "444321")],
+)
+def test_falling_orders_are_the_order_or_the_rows_left(name: str, nfe: int, digits: str) -> None:
+    p, q = plan(name, LINEAR, nfe, orders="falling", b="bh1"), plan(name, LINEAR, nfe, orders=digits, b="bh1")
+    for key in ("a", "b", "c", "t"):
+        np.testing.assert_array_equal(getattr(p, key), getattr(q, key))
+    assert p.args["orders"] == "falling" and p != plan(name, LINEAR, nfe, b="bh1")
 
 
 def test_edm_gets_karras_grid_by_default() -> None:

@@ -19,6 +19,8 @@ from odediff.trace import Point, lower, probe
 # What plans do that float32 cannot carry is in test_adams; here coefficients are compared in float64.
 pytestmark = pytest.mark.filterwarnings("ignore::odediff.methods.PrecisionWarning")
 
+LINEAR = schedules.linear()
+
 
 @st.composite
 def plans(draw: st.DrawFn) -> Plan:
@@ -191,6 +193,51 @@ def test_a_plan_prints_as_a_table_with_its_noise_range() -> None:
     assert len(rows) == 20 and [int(r[0]) for r in rows] == list(range(20))
     assert len({len(line) for line in lines[3:]}) == 1
     assert " c" in str(plan("ddpm", schedules.linear(), 3)).splitlines()[3]
+
+
+def test_a_deep_plan_prints_what_its_rows_read_within_100_columns() -> None:
+    """Thirteen columns of pndm's history would be 230 wide, nearly all zeros."""
+    p = plan("pndm", LINEAR, 14, "uniform")
+    assert p.depth == 13
+    lines = str(p).splitlines()
+    assert max(map(len, lines)) <= 100
+    titles, *rows = lines[3:]
+    numbers, read = titles.split()[:6], []
+    assert numbers == ["row", "t", "alpha", "sigma", "lam", "a"] and titles.endswith("  j:b of every b that is not 0")
+    for line in rows:
+        cells = line.split()
+        if ":" not in cells[0]:
+            i = len(read)
+            read.append([])
+            values = [i, p.t[i], p.alpha[i], p.sigma[i], np.log(p.alpha[i] / p.sigma[i]), p.a[i]]
+            assert cells[:6] == [f"{value:.6g}" for value in values]
+            cells = cells[6:]
+        assert line.index(cells[0]) == titles.index("j:b")  # what is continued stays in its column
+        read[-1] += cells
+    assert read == [[f"{j}:{b[j]:.6g}" for j in range(13) if b[j] != 0] for b in p.b]
+
+
+def test_a_deep_stochastic_plan_prints_its_noise_and_a_row_that_reads_nothing() -> None:
+    rows = 8
+    b = np.zeros((rows, rows))
+    b[-1, [0, 7]] = 0.25, 0.75
+    ones = np.ones(rows + 1)
+    c = np.array([1.0, *np.zeros(rows - 1)])
+    a = np.array([*np.ones(rows - 1), 0.0])
+    p = Plan("x0", np.arange(rows, 0, -1), ones, [1, *[2**0.5] * (rows - 1), 0], a, b, c)
+    table = [line.split() for line in str(p).splitlines()[3:]]
+    assert table[0][5:7] == ["a", "c"]
+    assert table[1][5:] == ["1", "1"] and table[2][5:] == ["1", "0"] and table[8][5:] == ["0", "0", "0:0.25", "7:0.75"]
+
+
+@pytest.mark.parametrize(("name", "depth"), [("euler", 1), ("ab4", 4), ("unipc_4", 5), ("rk4", 4)])
+def test_an_ordinary_plan_prints_every_coefficient_in_its_column(name: str, depth: int) -> None:
+    p = plan(name, LINEAR, 9)
+    titles, *rows = [line.split() for line in str(p).splitlines()[3:]]
+    assert p.depth == depth and titles == ["row", "t", "alpha", "sigma", "lam", "a", *(f"b{j}" for j in range(depth))]
+    lam = np.log(p.alpha[:-1] / p.sigma[:-1])
+    columns = [np.arange(9), p.t, p.alpha[:-1], p.sigma[:-1], lam, p.a, *p.b.T]
+    assert rows == [[f"{value:.6g}" for value in row] for row in zip(*columns, strict=True)]
 
 
 def test_probe_reads_a_sampler_and_lower_rewrites_it() -> None:

@@ -316,8 +316,21 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"solver": "dopri5", "eta": 0.0}, "dopri5 takes no 'eta'"),
     ({"solver": "dopri5", "callback": print}, "dopri5 takes no 'callback'"),
     ({"solver": "torchdiffeq:rk4", "rtol": 1e-3}, "torchdiffeq:rk4 is a fixed-step method: it takes nfe and grid"),
-    ({"solver": "rk5"}, "unknown solver 'rk5'; choose .*rk4"),
-    ({"solver": "dopri6"}, "unknown solver 'dopri6'; choose .*dopri5"),
+    ({"solver": "rk5"}, "unknown solver 'rk5'; did you mean rk4 or rk3. choose .*rk4"),
+    ({"solver": "dopri6"}, "unknown solver 'dopri6'; did you mean dopri8 or dopri5. choose .*dopri5"),
+    ({"solver": ["rk4"]}, r"unknown solver \['rk4'\]; choose .*dopri5"),
+    ({"solver": "heun_churn", "churn": 1.0}, r"heun_churn has no option 'churn'; it takes \['s_churn', 's_noise', "),
+    ({"solver": "heun_churn", "s_churn": "10"}, "s_churn = '10' is no option of heun_churn, which takes float there"),
+    ({"solver": "ab3", "space": "eps", "variable": "sigma"}, "ab3 does not run in space='eps', variable='sigma'"),
+    ({"solver": "ab3", "end": 5.0}, "end = 5.0 needs an explicit grid"),
+    ({"solver": "ab3", "snap": "yes"}, "snap = 'yes' must be True or False"),
+    ({"solver": P, "space": "eps"}, "a compiled plan takes no 'space'"),
+    ({"solver": P, "s_tmax": None}, "a compiled plan takes no 's_tmax'"),
+    ({"solver": P, "snap": False}, "a compiled plan takes no 'snap'"),
+    ({"solver": "dopri5", "space": "eps"}, "dopri5 takes no 'space'"),
+    ({"solver": "dopri5", "s_churn": 10.0}, "dopri5 takes no 's_churn'"),
+    ({"solver": "dopri5", "variable": "lam"}, "unknown variable 'lam'; choose t, rho, phi"),
+    ({"solver": "torchdiffeq:rk4", "orders": ""}, "torchdiffeq:rk4 takes no 'orders'"),
     ({"nfe": 4}, r"rk4 cannot meet nfe=4.*nearest: 5"),
     ({"grid": "linear"}, "unknown grid 'linear'; choose uniform"),
     ({"n": 0}, "n = 0: how many samples to draw, a whole number from 1 up"),
@@ -381,6 +394,36 @@ def test_options_reach_the_plan(nfe: int) -> None:
         p = plan(str(options["solver"]), LINEAR, nfe, **args)  # type: ignore[arg-type]
         np.testing.assert_allclose(x.numpy(), exact(p, noise, 1)[-1], rtol=0, atol=1e-11)
         assert net.calls == nfe
+
+
+@pytest.mark.parametrize(
+    ("solver", "options"),
+    [
+        ("heun_churn", {"s_churn": 1.0, "s_tmin": 0.5, "s_tmax": 5.0}),
+        ("ab3", {"space": "eps", "variable": "rho"}),
+        ("ab3", {"snap": True, "grid": "karras"}),
+        ("ab3", {"grid": np.linspace(990, 50, 9), "end": 20.0}),
+        ("unipc_3", {"orders": "123333321", "b": "bh1"}),
+        ("sa_solver", {"tau": 0.6, "predictor": 2}),
+        ("ddim", {"eta": 0.5, "grid": "uniform"}),
+        ("ddpm", {"variance": "fixed_large"}),
+    ],
+    ids=str,
+)
+def test_every_option_of_a_method_reaches_its_plan(solver: str, options: dict[str, Any]) -> None:
+    noise = unit()
+    x = sample(model(), solver, 9, noise=noise, seed=1, **options)
+    assert torch.equal(x, Sampler(model(), plan(solver, LINEAR, 9, **options))(noise, seed=1))
+    for left_out in set(options) - {"grid"}:  # each of them counts
+        rest = {key: value for key, value in options.items() if key != left_out}
+        assert not torch.equal(x, sample(model(), solver, 9, noise=noise, seed=1, **rest)), left_out
+
+
+def test_a_variable_reaches_torchdiffeq() -> None:
+    noise = unit()
+    x = sample(model(), "torchdiffeq:rk4", 9, noise=noise, variable="rho")
+    assert torch.equal(x, odediff.solve(model(), "torchdiffeq:rk4", nfe=9, noise=noise, variable="rho").x)
+    assert not torch.equal(x, sample(model(), "torchdiffeq:rk4", 9, noise=noise))
 
 
 @pytest.mark.parametrize("solver", ["rk4", "ddpm", "dopri5"])

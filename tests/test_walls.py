@@ -1,7 +1,8 @@
 """The walls of the design, read from the imports: who may know of whom.
 
-1. The numpy side (schedule, spaces, grids, plans, trace, methods, analysis) never imports torch. Two doors lead out of
-   analysis, both opened only in the call that needs them: `networks` for a `Model`, and matplotlib for a plot.
+1. The numpy side (choices, schedule, spaces, grids, plans, trace, methods, analysis) never imports torch. Two doors
+   lead out of analysis, both opened only in the call that needs them: `networks` for a `Model`, and matplotlib for a
+   plot.
 2. Executors know no methods: only the function `sample` turns a name into a plan.
 3. Training knows no sampling.
 4. No import cycles, and no public function shares its module's name.
@@ -19,7 +20,7 @@ import pytest
 import odediff
 
 PACKAGE = Path(odediff.__file__).parent
-NUMPY_SIDE = ("schedule", "spaces", "grids", "plans", "trace", "methods", "analysis")
+NUMPY_SIDE = ("choices", "schedule", "spaces", "grids", "plans", "trace", "methods", "analysis")
 NETWORKS = "odediff.analysis.networks"  # the torch side of analysis
 EXECUTORS = ("step", "noise", "prediction", "running", "graph", "onnx", "kernels")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ..choices import unknown
 from ..methods import METHODS, plan
 from ..plans import Plan
 from ..schedule import Schedule
@@ -20,7 +21,7 @@ def family(solver: str | Family, schedule: Schedule, **options: Any) -> tuple[st
     """
     if isinstance(solver, str):
         if solver not in METHODS:
-            raise ValueError(f"unknown solver {solver!r}; choose {', '.join(METHODS)}, or pass a callable nfe -> Plan")
+            raise unknown("solver", solver, METHODS, ", or pass a callable nfe -> Plan")
         return solver, METHODS[solver].min_nfe, lambda nfe: plan(solver, schedule, nfe, **options)
     if not callable(solver):
         raise ValueError(f"a solver is a name of METHODS or a callable nfe -> Plan, got {solver!r}")

@@ -8,6 +8,10 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..grids import GRIDS
+from ..methods import METHODS
+from ..methods.frame import VARIABLES
+from ..methods.options import parsed
+from ..spaces import SPACES
 
 if TYPE_CHECKING:
     import torch
@@ -37,12 +41,39 @@ def add_command(
 def add_plan_options(parser: argparse.ArgumentParser) -> None:
     """Options that change a solver's table."""
     parser.add_argument(
-        "--grid", choices=GRIDS, help="where along the schedule the network is evaluated (default: the solver's own)"
+        "--grid",
+        metavar="NAME",
+        help=f"where along the schedule the network is evaluated: {', '.join(GRIDS)} (default: the solver's own)",
     )
+    parser.add_argument("--space", choices=SPACES, help="space of the predictions it works with (default: its own)")
+    parser.add_argument("--variable", choices=VARIABLES, help="variable it integrates over (default: its own)")
     parser.add_argument("--eta", type=float, metavar="ETA", help="ddim, euler_ancestral: 0 is deterministic, 1 is DDPM")
     parser.add_argument(
         "--variance", metavar="NAME", help="ddpm only: fixed_small (default) or fixed_large, its two choices of noise"
     )
+    parser.add_argument(
+        "--option",
+        action="append",
+        metavar="KEY=VALUE",
+        help="any option of the solver, such as s_churn=10, as often as needed; `odediff info SOLVER` lists them",
+    )
+
+
+def plan_options(args: argparse.Namespace, solver: str) -> dict[str, Any]:
+    """What the user asked of `odediff.plan`; --option is read as the solver declares it, or left if there is no such.
+
+    ValueError: an --option that is no KEY=VALUE, that the solver does not have, of another type, or given twice.
+    """
+    found = given(args, "grid", "space", "variable", "eta", "variance")
+    texts: dict[str, str] = {}
+    for text in args.option or ():
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise ValueError(f"--option {text}: write KEY=VALUE, such as s_churn=10")
+        if key in texts or key in found:
+            raise ValueError(f"--option {text}: {key} is given twice")
+        texts[key] = value
+    return found | (parsed(solver, METHODS[solver], texts) if solver in METHODS else texts)
 
 
 def number_list(text: str) -> list[int]:

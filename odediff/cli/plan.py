@@ -12,7 +12,7 @@ from typing import Any
 from .. import analysis, methods
 from .. import schedule as schedules
 from ..plans import Plan
-from .options import Commands, add_command, add_plan_options, given, print_facts
+from .options import Commands, add_command, add_plan_options, plan_options, print_facts
 
 _DATA = {"gaussian": "Gaussian data", "mixture": "a mixture"}
 SCHEDULES = ("linear", "scaled_linear", "cosine", "sigmoid", "edm", "flow")
@@ -28,6 +28,8 @@ _EPILOG = """\
 examples:
   odediff plan rk4 --nfe 20
   odediff plan unipc_3 --nfe 8 --schedule cosine --grid logsnr
+  odediff plan ab3 --nfe 10 --space eps --variable lam
+  odediff plan unipc_3 --nfe 8 --option b=bh1 --option orders=falling
   odediff plan ddim --nfe 50 --eta 1 --model mnist
   odediff plan dpmpp_2m --nfe 10 --json plan.json --plot plan.png"""
 
@@ -52,7 +54,7 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> None:
     schedule, snap = _schedule(args)
-    options = given(args, "grid", "eta", "variance")
+    options = plan_options(args, args.solver)
     plan = methods.plan(args.solver, schedule, args.nfe, snap=snap, **options)
     if args.plot:
         analysis.draw(plan, args.plot)
@@ -70,11 +72,19 @@ def run(args: argparse.Namespace) -> None:
 
 def _verdict(plan: Plan, schedule: schedules.Schedule, options: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """What the table is worth: its order, its rounding, and the warnings."""
-    with warnings.catch_warnings():  # the asked plan's own are shown; not those of four more budgets
-        warnings.simplefilter("ignore", methods.PrecisionWarning)
-        observed = analysis.observed_order(plan.method, schedule, **options).order
-    seen = ", ".join(f"{order:.2f} on {_DATA[key]}" for key, order in observed.items())
-    yield "order", f"{methods.METHODS[plan.method].order}; observed, start-up rows included: {seen}"
+    method = methods.METHODS[plan.method]
+    order = f"{method.order}"
+    if any(plan.args[key] != value for key, value in method.args.items()):
+        order += " with its default options"
+    try:
+        with warnings.catch_warnings():  # the asked plan's own are shown; not those of four more budgets
+            warnings.simplefilter("ignore", methods.PrecisionWarning)
+            observed = analysis.observed_order(plan.method, schedule, **options).order
+    except ValueError as error:  # what is made for one budget, such as orders row by row, or float32 at another
+        yield "order", f"{order}; not observed at other budgets: {' '.join(str(error).split())}"
+    else:
+        seen = ", ".join(f"{slope:.2f} on {_DATA[key]}" for key, slope in observed.items())
+        yield "order", f"{order}; observed, start-up rows included: {seen}"
     factors = analysis.amplification(plan)
     yield "amplification", f"{factors.max():.3g} in row {factors.argmax()}, the largest"
     yield from (("warning", said) for said in analysis.warnings(plan))

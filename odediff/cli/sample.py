@@ -6,11 +6,20 @@ import argparse
 import re
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..methods import METHODS
 from ..methods import plan as compile_plan
-from .options import Commands, add_command, add_plan_options, given, number_list, pick_device, print_facts
+from .options import (
+    Commands,
+    add_command,
+    add_plan_options,
+    given,
+    number_list,
+    pick_device,
+    plan_options,
+    print_facts,
+)
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -26,6 +35,7 @@ examples:
   odediff sample                                     64 digits, rk4, 20 evaluations
   odediff sample mnist --solver unipc_3 --nfe 8 --n 16
   odediff sample --solver ddim --nfe 50 --eta 1      stochastic
+  odediff sample --solver heun_churn --nfe 31 --option s_churn=10 --option s_tmax=None
   odediff sample --seed 3,5,8 --out three.png        the images of these seeds
   odediff sample --solver dopri5 --rtol 1e-3 --atol 1e-3 --max-nfe 200
   odediff sample runs/mine/model --out mine.png
@@ -92,8 +102,9 @@ def run(args: argparse.Namespace) -> None:
     from ..sampling import sample
 
     check_path(args.out)
+    asked = plan_options(args, args.solver)
     model = load(args.model, device=pick_device(args.device))
-    solver = _solver(args, model)
+    solver = _solver(args, asked, model)
     options = given(args, "clip", "threshold", "guidance", "rtol", "atol", "max_nfe")
     n = args.n if args.n is not None else 64 if isinstance(args.seed, int) else len(args.seed)
     columns = None
@@ -101,7 +112,7 @@ def run(args: argparse.Namespace) -> None:
         options["label"] = [args.label[k % len(args.label)] for k in range(n)]
         columns = len(args.label) if len(args.label) > 1 else None
     if isinstance(solver, str):
-        options |= given(args, "nfe", "grid", "eta")
+        options |= given(args, "nfe", "grid", "eta", "space", "variable")
     calls = _count_calls(model)
     began = time.perf_counter()
     try:
@@ -113,7 +124,7 @@ def run(args: argparse.Namespace) -> None:
     path = save_images(x, args.out, range=model.range, columns=columns)
     print_facts(
         [
-            ("solver", solver if isinstance(solver, str) else f"{args.solver}, grid {solver.args['grid']}"),
+            ("solver", solver if isinstance(solver, str) else _describe(solver, asked)),
             ("evaluations", len(calls)),
             ("seconds", f"{seconds:.2f}"),
             ("picture", path.resolve()),
@@ -126,16 +137,23 @@ def _seeds(text: str) -> int | list[int]:
     return int(text) if re.fullmatch(r"-?\d+", text) else number_list(text)
 
 
-def _solver(args: argparse.Namespace, model: Model) -> str | Plan:
+def _solver(args: argparse.Namespace, asked: dict[str, Any], model: Model) -> str | Plan:
     """The compiled plan of a fixed-step method; any other name is left to `sample`."""
-    if args.solver not in METHODS:
-        if args.variance is not None:
-            raise ValueError(f"--variance is an option of ddpm, not of {args.solver}")
-        return str(args.solver)
-    nfe = 20 if args.nfe is None else args.nfe
-    return compile_plan(
-        args.solver, model.schedule, nfe, snap=model.integer_times, **given(args, "grid", "eta", "variance")
-    )
+    from ..adaptive import is_torchdiffeq
+
+    if args.solver in METHODS:
+        nfe = 20 if args.nfe is None else args.nfe
+        return compile_plan(args.solver, model.schedule, nfe, snap=model.integer_times, **asked)
+    if is_torchdiffeq(args.solver) and args.option:
+        raise ValueError(f"--option {args.option[0]}: {args.solver} is torchdiffeq's and takes none")
+    if is_torchdiffeq(args.solver) and args.variance is not None:
+        raise ValueError(f"--variance is an option of ddpm, not of {args.solver}")
+    return str(args.solver)
+
+
+def _describe(plan: Plan, asked: dict[str, Any]) -> str:
+    """The plan's method, its grid, and what else was asked for."""
+    return ", ".join([plan.method, *(f"{key} {value}" for key, value in {"grid": plan.args["grid"], **asked}.items())])
 
 
 def _count_calls(model: Model) -> list[None]:

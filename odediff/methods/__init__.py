@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..choices import unknown
 from ..grids import times
 from ..plans import Plan
 from ..schedule import Array, Schedule
@@ -17,11 +17,11 @@ from ..trace import Point, lower, probe
 from .bibliography import BIBTEX
 from .default import default
 from .frame import LIMIT, Grid, point
+from .options import checked
 from .registry import METHODS, Method
 
 __all__ = ["METHODS", "Method", "PrecisionWarning", "cite", "plan"]
 
-_KINDS: dict[str, type | tuple[type, ...]] = {"float": (int, float), "int": int, "str": str, "None": type(None)}
 REFUSED = 2.0**17  # amplification of a row: of float32's 24 bits 7 are left, an error of one percent
 
 
@@ -65,8 +65,8 @@ def plan(
     method = _known(name)
     if not isinstance(schedule, Schedule):
         raise ValueError(f"schedule must be an odediff.schedule.Schedule such as schedule.linear(), got {schedule!r}")
-    closing = end is None or (isinstance(end, (int, float, np.number)) and bool(end == schedule.t_end))
-    full = _options(name, method, args)
+    closing = end is None or (_is_number(end) and bool(end == schedule.t_end))
+    full = checked(name, method, args)
     nfe = _budget(name, method.min_nfe if closing else max(1, method.min_nfe - 1), nfe)
     layout = method.layout(nfe, closing)
     grid = schedule.grid or method.grid if grid is None else grid
@@ -74,38 +74,45 @@ def plan(
     points = (*(point(schedule, float(value)) for value in t), _end(schedule, grid, t, None if closing else end))
     frame = _frame(name, method, space, variable, points[0])
     compiled = Grid(schedule, *frame, points, tuple(layout))
-    states, visited = probe(lambda f, x: method.run(f, x, compiled, **full), nfe)
+    said = {
+        "grid": grid if isinstance(grid, str) else "explicit",
+        "variable": frame[1],
+        "snap": bool(snap),
+        **({} if closing else {"end": float(points[-1].t)}),
+    }
+    made = _compile(name, method, compiled, full, said)
+    _check_amplification(name, made)
+    return made
+
+
+def _compile(name: str, method: Method, grid: Grid, options: dict[str, Any], said: dict[str, Any]) -> Plan:
+    """Run the method on basis vectors and lower its states to rows. said: what the plan's `args` hold besides options.
+
+    ValueError: a snapped grid, and evaluations between its times.
+    """
+    states, visited = probe(lambda f, x: method.run(f, x, grid, **options), sum(grid.evaluations))
     fed = np.array([p.t for p in visited])
-    if snap and np.any(fed != np.rint(fed)):
+    between = fed[fed != np.rint(fed)]
+    if said["snap"] and len(between):
         raise ValueError(
-            f"{name} evaluates between the grid's times, at t = {fed[fed != np.rint(fed)][0]:.3f}; "
-            "snap needs heun or a multistep method"
+            f"{name} evaluates between the grid's times, at t = {between[0]:.3f}; snap needs heun or a multistep method"
         )
     a, b, c = lower(states)
-    ends = [*visited, points[-1]]
-    lowered = sorted(set(compiled.lowered), reverse=True)
-    made = Plan(
-        space=frame[0],
+    ends = [*visited, grid.points[-1]]
+    lowered = sorted(set(grid.lowered), reverse=True)
+    return Plan(
+        space=grid.space,
         t=fed,
         alpha=np.array([p.alpha for p in ends]),
         sigma=np.array([p.sigma for p in ends]),
         a=a,
         b=b,
         c=c,
-        overdispersed=method.overdispersed(full),
+        overdispersed=method.overdispersed(options),
         method=name,
-        args={
-            "grid": grid if isinstance(grid, str) else "explicit",
-            "variable": frame[1],
-            "snap": snap,
-            **({} if closing else {"end": float(points[-1].t)}),
-            **({"lowered": lowered} if lowered else {}),
-            **full,
-        },
-        schedule=schedule.fingerprint,
+        args={**said, **({"lowered": lowered} if lowered else {}), **options},
+        schedule=grid.schedule.fingerprint,
     )
-    _check_amplification(name, made, lowered)
-    return made
 
 
 def cite(of: Plan | str) -> str:
@@ -115,25 +122,8 @@ def cite(of: Plan | str) -> str:
 
 def _known(name: str) -> Method:
     if not isinstance(name, str) or name not in METHODS:
-        raise ValueError(f"unknown solver {name!r}; choose {', '.join(METHODS)}")
+        raise unknown("solver", name, METHODS)
     return METHODS[name]
-
-
-def _options(name: str, method: Method, args: dict[str, Any]) -> dict[str, Any]:
-    """The method's options with those given, numpy scalars as plain numbers so that a plan can be written as JSON.
-
-    Each is of the type that `run` declares: float, int, str, or None besides.
-    """
-    unknown = sorted(set(args) - set(method.args))
-    if unknown:
-        raise ValueError(f"{name} has no option {unknown[0]!r}; it takes {sorted(method.args) or 'none'}")
-    given = {key: value.item() if isinstance(value, np.generic) else value for key, value in args.items()}
-    declared = inspect.signature(method.run).parameters
-    for key, value in given.items():
-        kinds = declared[key].annotation.split(" | ")
-        if isinstance(value, bool) or not any(isinstance(value, _KINDS[kind]) for kind in kinds):
-            raise ValueError(f"{key} = {value!r} is no option of {name}, which takes {' or '.join(kinds)} there")
-    return {**method.args, **given}
 
 
 def _budget(name: str, least: int, nfe: int) -> int:
@@ -151,13 +141,16 @@ def _end(schedule: Schedule, grid: Any, t: Array, end: float | None) -> Point:
         return Point(schedule.t_end, float(schedule.alpha(schedule.t_end)), 0.0)
     if isinstance(grid, str):
         raise ValueError(f"end = {end!r} needs an explicit grid: the grid {grid!r} runs to sigma = 0; give its times")
-    number = isinstance(end, (int, float, np.number)) and not isinstance(end, bool)
-    if not number or not schedule.t_end <= end < t[-1]:
+    if not _is_number(end) or not schedule.t_end <= end < t[-1]:
         raise ValueError(f"end = {end!r} must lie in [{schedule.t_end:g}, {t[-1]:g}), below the last time of the grid")
     return point(schedule, float(end))
 
 
-def _check_amplification(name: str, made: Plan, lowered: list[float]) -> None:
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
+def _check_amplification(name: str, made: Plan) -> None:
     """Warn of rows that lose float32 and of steps whose order was lowered; refuse rows that float32 cannot carry."""
     worst = int(np.argmax(made.amplification))
     factor = made.amplification[worst]
@@ -173,7 +166,7 @@ def _check_amplification(name: str, made: Plan, lowered: list[float]) -> None:
             PrecisionWarning,
             stacklevel=3,
         )
-    if lowered:
+    if lowered := made.args.get("lowered"):
         where = ", ".join(f"{t:g}" for t in lowered)
         warnings.warn(
             f"{name}: lower order in the steps from t = {where}, where its weights would lose float32; "

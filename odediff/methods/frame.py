@@ -13,7 +13,7 @@ phi or t stands for d (v: d / r) between its known values.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -98,7 +98,7 @@ class Grid:
         the way, which no polynomial follows: there a and the newest b are what conserves both, changes of the order of
         the step's own error; with one node that is DDIM.
         """
-        weights = self._weights(nodes, start, end)
+        weights = self.integrals(nodes, start, end, _DERIVATIVE[self.space], self.span(start, end))
         if self.space != "v":
             return self.scale(end) / self.scale(start), self.scale(end) * weights
         b = self.scale(end) * weights / np.array([_r(p) for p in nodes])
@@ -108,9 +108,13 @@ class Grid:
         b[0] = (start.alpha * noise - start.sigma * signal) / det
         return float((signal * w[0] - noise * u[0]) / det), b
 
-    def _weights(self, nodes: Sequence[Point], start: Point, end: Point) -> Array:
-        """int_start^end L_j(s(q)) dq for every node, shape (nodes,)."""
-        total = self.span(start, end)
+    def integrals(
+        self, nodes: Sequence[Point], start: Point, end: Point, weight: Callable[[Array], Array], total: float
+    ) -> Array:
+        """int_start^end L_j(s) weight(lam) dlam for every node, shape (nodes,); they sum to `total`.
+
+        The newest takes what is missing from it, the exact integral of the weight alone.
+        """
         weights = np.zeros(len(nodes))
         if len(nodes) > 1:
             lam, dlam = self._panels(start, end)
@@ -119,7 +123,7 @@ class Grid:
             for j in range(1, len(nodes)):
                 others = np.delete(at, j)
                 basis = np.prod((s[:, None] - others) / (at[j] - others), axis=1)
-                weights[j] = np.sum(basis * _DERIVATIVE[self.space](lam) * dlam)
+                weights[j] = np.sum(basis * weight(lam) * dlam)
         weights[0] = total - weights[1:].sum()
         return weights
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..schedule import Array
 from ..trace import Network, Point
 from .frame import Grid, first_order, point
-from .multistep import _AB, adams_bashforth
+from .multistep import ADAMS_BASHFORTH, adams_bashforth
 
 
 def lms(f: Network, x: Array, grid: Grid, *, order: int) -> Array:
@@ -38,7 +38,7 @@ def pndm(f: Network, x: Array, grid: Grid) -> Array:
         elif evaluations == 2:
             e = (e + f(_transfer(x, e, start, end), end)) / 2
         else:
-            weights = _AB[min(len(history), 4)] if end.sigma else _AB[1]
+            weights = ADAMS_BASHFORTH[min(len(history), 4)] if end.sigma else ADAMS_BASHFORTH[1]
             e = sum((w * old for w, old in zip(weights, history, strict=False)), 0.0 * x)
         x = _transfer(x, e, start, end)
     return x

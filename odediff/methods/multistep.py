@@ -71,7 +71,12 @@ def corrected_by(grid: Grid, new: tuple[Array, Point], history: History, count: 
     return [new, *recent(grid, history, count - 1)]
 
 
-_AB = {1: (1.0,), 2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}
+ADAMS_BASHFORTH = {
+    1: (1.0,),
+    2: (3 / 2, -1 / 2),
+    3: (23 / 12, -16 / 12, 5 / 12),
+    4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+}
 
 
 def ipndm(f: Network, x: Array, grid: Grid) -> Array:
@@ -79,7 +84,7 @@ def ipndm(f: Network, x: Array, grid: Grid) -> Array:
     history: list[Array] = []
     for start, end in zip(grid.points, grid.points[1:], strict=False):
         history.insert(0, f(x, start))
-        weights = _AB[min(len(history), 4)] if end.sigma else _AB[1]
+        weights = ADAMS_BASHFORTH[min(len(history), 4)] if end.sigma else ADAMS_BASHFORTH[1]
         a, b = first_order(grid.space, start, end)
         x = a * x + b * sum(w * d for w, d in zip(weights, history, strict=False))
     return x
@@ -117,7 +122,8 @@ def unipc(f: Network, x: Array, grid: Grid, *, order: int, b: str = "bh2", order
     """UniPC-p, data prediction: UniP-p predicts, UniC-p corrects with the evaluation made there.
 
     Zhao et al. 2023, UniP-p and UniC-p in the form for data prediction. b: "bh1", B(h) = h, or "bh2", B(h) = e^h - 1
-    in the sign of data prediction. orders: p of every row, one digit each ("123321"); empty: p everywhere.
+    in the sign of data prediction. orders: p of every row, one digit each ("123321"); "falling": min(p, rows left), as
+    diffusers' `lower_order_final`; empty: p everywhere.
 
     For p >= 3 (predictor) and p >= 2 (corrector) the published linear system is the exact integration of the
     interpolating polynomial in lam, whatever B(h); for p = 2 and p = 1 the authors put 1/2 for its solution.
@@ -141,8 +147,12 @@ def unipc(f: Network, x: Array, grid: Grid, *, order: int, b: str = "bh2", order
 def _row_orders(order: int, orders: str, rows: int) -> list[int]:
     if not orders:
         return [order] * rows
-    if not isinstance(orders, str) or len(orders) != rows or not set(orders) <= set("1234"):
-        raise ValueError(f"orders = {orders!r}: give one digit of 1 to 4 for each of the {rows} rows, such as '123321'")
+    if orders == "falling":
+        return [min(order, rows - i) for i in range(rows)]
+    if len(orders) != rows or not set(orders) <= set("1234"):
+        raise ValueError(
+            f"orders = {orders!r}: give one digit of 1 to 4 for each of the {rows} rows, such as '123321', or 'falling'"
+        )
     return [int(digit) for digit in orders]
 
 

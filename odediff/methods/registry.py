@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,8 +24,9 @@ class Method:
     stages: evaluations of a full step.  min_nfe: the smallest budget with one full-order step.
     frames: the (space, variable) pairs it may run in, the default first; where alpha(t_max) = 0 makes that singular,
     the next. grid: default time grid.  args: options of `run`.  source: key in `BIBTEX`; where: equation or section.
-    stochastic: some options add noise; the order is then the weak one.  overdispersed: whether these options add more
-    noise than the rows conserve.  split: the evaluations of each step for a budget, where steps differ.
+    stochastic: some options add noise; the order is then the weak one.  noise: the option that scales it, 0 for none;
+    empty: it has none.  overdispersed: whether these options add more noise than the rows conserve.
+    split: the evaluations of each step for a budget, where steps differ.
     """
 
     run: Callable[..., Array]
@@ -37,8 +39,30 @@ class Method:
     min_nfe: int = 1
     args: Mapping[str, Any] = field(default_factory=dict)
     stochastic: bool = False
+    noise: str = ""
     overdispersed: Callable[[Mapping[str, Any]], bool] = lambda args: False
     split: Callable[[int], list[int]] | None = None
+
+    @property
+    def space(self) -> str:
+        """The space of its predictions, in the default frame."""
+        return self.frames[0][0]
+
+    @property
+    def variable(self) -> str:
+        """What it integrates over, or its polynomials are in, in the default frame."""
+        return self.frames[0][1]
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether it adds no noise with its default options."""
+        return not self.stochastic or self.args.get(self.noise) == 0
+
+    @property
+    def kinds(self) -> dict[str, list[str]]:
+        """The types that `run` declares for each option: "float", "int", "str", and "None" besides."""
+        declared = inspect.signature(self.run).parameters
+        return {key: declared[key].annotation.split(" | ") for key in self.args}
 
     def layout(self, nfe: int, closing: bool = True) -> list[int]:
         """Evaluations of each step; they sum to nfe. closing: the last is the closed-form row onto sigma = 0."""
@@ -99,7 +123,15 @@ METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "euler": Method(multistep.euler, 1, "song2021a", "eq. 12, 14", _EULER, "quadratic"),
         "ddim": Method(
-            stochastic.ddim, 1, "song2021a", "eq. 12, 16", _X0, "quadratic", args={"eta": 0.0}, stochastic=True
+            stochastic.ddim,
+            1,
+            "song2021a",
+            "eq. 12, 16",
+            _X0,
+            "quadratic",
+            args={"eta": 0.0},
+            stochastic=True,
+            noise="eta",
         ),
         "ddpm": Method(
             stochastic.ddpm,
@@ -165,7 +197,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             linear.pndm,
             2,
             "liu2022",
-            "eq. 11, 12; start as in diffusers' skip_prk_steps",
+            "eq. 11, 12; diffusers' skip_prk_steps",
             (("eps", "t"),),
             "quadratic",
             min_nfe=6,
@@ -182,6 +214,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             min_nfe=3,
             args={"s_churn": 40.0, "s_tmin": 0.05, "s_tmax": 50.0, "s_noise": 1.003},
             stochastic=True,
+            noise="s_churn",
             overdispersed=lambda args: args["s_noise"] > 1,
         ),
         "euler_ancestral": Method(
@@ -193,6 +226,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "quadratic",
             args={"eta": 1.0},
             stochastic=True,
+            noise="eta",
         ),
         "sde_dpmpp_2m": Method(
             sde.sde_dpmpp_2m,
@@ -214,6 +248,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             min_nfe=4,
             args={"tau": 1.0, "predictor": 3, "corrector": 3, "s_tmin": 0.0, "s_tmax": None},
             stochastic=True,
+            noise="tau",
         ),
     }
 )

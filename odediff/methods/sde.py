@@ -93,15 +93,8 @@ def sa_solver(
 def _adams(grid: Grid, x: Array, nodes: History, squared: float, start: Point, end: Point) -> Array:
     """The row without its noise; the newest weight takes what is missing from the exact sum, 1 - e^(-(1 + tau^2) h)."""
     ratio, power = end.rho / start.rho, 1 + squared  # ratio = e^-h, 0 where alpha = 0
-    weights = np.zeros(len(nodes))
-    if len(nodes) > 1:
-        lam, dlam = grid._panels(start, end)
-        at = np.array([p.lam for _, p in nodes])
-        for j in range(1, len(nodes)):
-            others = np.delete(at, j)
-            basis = np.prod((lam[:, None] - others) / (at[j] - others), axis=1)
-            weights[j] = np.sum(basis * power * np.exp(power * (lam - end.lam)) * dlam)
-    weights[0] = 1 - ratio**power - weights[1:].sum()
+    density = lambda lam: power * np.exp(power * (lam - end.lam))  # noqa: E731
+    weights = grid.integrals([p for _, p in nodes], start, end, density, 1 - ratio**power)
     total = sum((w * d for w, (d, _) in zip(weights, nodes, strict=True)), 0.0 * x)
     return end.sigma / start.sigma * ratio**squared * x + end.alpha * total
 
