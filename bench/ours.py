@@ -9,11 +9,11 @@ from rivals import Setting
 from torch import Tensor
 
 import odediff
-from odediff.grids import GRIDS
 from odediff.methods import METHODS
 
-FRAMES = (("flow", "t"), ("flow", "tau"), ("eps", "lam"), ("eps", "rho"), ("x0", "lam"), ("v", "phi"), ("v", "t"))
+FRAMES = (("flow", "t"), ("flow", "tau"), ("eps", "lam"), ("x0", "lam"), ("v", "phi"), ("v", "t"))
 ADAMS = ("ab2", "ab3", "ab4", "abm2", "abm3", "abm4")
+ADAMS_GRIDS = ("uniform", "power:1.25", "power:1.5", "power:1.75", "quadratic", "asinh", "logsnr")
 
 
 def _run(name: str | None, **options: str) -> Callable[[Problem, int], Tensor]:
@@ -25,16 +25,15 @@ def _run(name: str | None, **options: str) -> Callable[[Problem, int], Tensor]:
 
 
 def ours(everything: bool) -> list[Setting]:
-    """The default, and every method in its default frame and grid; everything: Adams in `FRAMES` on every grid, the
-    others on every grid."""
+    """The default, and every method in its default frame and grid; everything: the Adams methods in `FRAMES` on
+    `ADAMS_GRIDS` too."""
     keys: dict[tuple[str, str, str, str], None] = {}
     for name, method in METHODS.items():
         if method.stochastic and name != "ddim":
             continue
         keys[(name, *method.frames[0], method.grid)] = None
-        if everything:
-            frames = FRAMES if name in ADAMS else method.frames[:1]
-            keys |= dict.fromkeys((name, *frame, grid) for frame in frames for grid in GRIDS)
+        if everything and name in ADAMS:
+            keys |= dict.fromkeys((name, *frame, grid) for frame in FRAMES for grid in ADAMS_GRIDS)
     made = [(name, options(*rest)) for name, *rest in keys]
     settings = [Setting("odediff", name, one, _run(name, **one), METHODS[name].min_nfe) for name, one in made]
     return [Setting("odediff", "default", {}, _run(None)), *settings]

@@ -2,10 +2,11 @@
 
 A grid maps the share of the evaluations spent so far, f in [0, 1), to a time; f = 1 is sigma = 0. A step that takes m
 evaluations spans m / nfe, so one grid has the same density for every method. No named grid goes below t_min, where the
-network was not trained: where the last start would, uniform and quadratic end there instead.
+network was not trained: where the last start would, the powers end there instead.
 
-    uniform    t = t_max + f (t_end - t_max)
-    quadratic  t = t_end + (t_max - t_end) (1 - f)^2          uniform in sqrt(t - t_end); DDIM, appendix D.2
+    power:P    t = t_end + (t_max - t_end) (1 - f)^P          uniform in (t - t_end)^(1/P), P in [1, 4]
+    uniform    power:1
+    quadratic  power:2                                        DDIM, appendix D.2
     logsnr     lam linear in f from lam(t_max) to lam(t_min)  DPM-Solver, section 3.4
     karras     rho^(1/7) linear in f, the same ends           Karras et al. 2022, eq. 5
     asinh      asinh(lam / 2) linear in f, the same ends      ours: logsnr, but denser around rho = 1
@@ -21,13 +22,15 @@ from numpy.typing import ArrayLike
 from .choices import unknown
 from .schedule import Array, Schedule
 
+POWERS = {"uniform": 1.0, "quadratic": 2.0}
 GRIDS = ("uniform", "quadratic", "logsnr", "karras", "asinh")
 
 
 def times(schedule: Schedule, grid: str | ArrayLike, evaluations: list[int], *, snap: bool = False) -> Array:
     """The times at which steps of these many `evaluations` start, float64, strictly decreasing, shape (steps,).
 
-    grid: a name from `GRIDS`, or the times themselves (without the end, where sigma = 0).
+    grid: a name from `GRIDS`, "power:P" with a number P from 1 to 4, or the times themselves (without the end, where
+    sigma = 0).
     snap: round to the integer times that a network with an embedding table knows.
     ValueError: unknown name, no numbers, wrong length, times that do not decrease or leave the schedule, steps that
     snapping merges; a snap that is not True or False.
@@ -35,8 +38,6 @@ def times(schedule: Schedule, grid: str | ArrayLike, evaluations: list[int], *, 
     if not isinstance(snap, (bool, np.bool_)):
         raise ValueError(f"snap = {snap!r} must be True or False")
     if isinstance(grid, str):
-        if grid not in GRIDS:
-            raise unknown("grid", grid, GRIDS, " or pass an array of times")
         spent = np.cumsum([0, *evaluations[:-1]]) / sum(evaluations)
         t = _named(schedule, grid, spent)
     else:
@@ -83,13 +84,12 @@ def _explicit(grid: ArrayLike, evaluations: list[int]) -> Array:
 
 def _named(schedule: Schedule, grid: str, spent: Array) -> Array:
     start, end = schedule.t_max, schedule.t_end
-    if grid in ("uniform", "quadratic"):
-        power = 1 if grid == "uniform" else 2
+    if (power := _power(grid)) is not None:
         lowest = ((schedule.t_min - end) / (start - end)) ** (1 / power)
         if 1.0 - spent[-1] < lowest:
             spent = spent / spent[-1] * (1.0 - lowest)
-        t = start + spent * (end - start) if power == 1 else end + (start - end) * (1.0 - spent) ** 2
-        return np.maximum(t, schedule.t_min)
+        line = start + spent * (end - start)  # whole times stay whole
+        return np.maximum(line if power == 1 else end + (start - end) * (1.0 - spent) ** power, schedule.t_min)
     t = np.full(len(spent), start)
     first = 0 if schedule.t_finite == start else 1  # alpha(t_max) = 0: lam is infinite there, the ramp starts one later
     if len(spent) - first < 2:
@@ -108,3 +108,19 @@ def _named(schedule: Schedule, grid: str, spent: Array) -> Array:
     t[first:-1] = schedule.t_of_lam(ramp[:-1])
     t[first], t[-1] = schedule.t_finite, schedule.t_min  # exactly, whatever the inverse rounds to
     return t
+
+
+def _power(grid: str) -> float | None:
+    """The P of a grid of powers, None for the other names. ValueError: no such grid, no such power."""
+    if grid in GRIDS:
+        return POWERS.get(grid)
+    kind, colon, number = grid.partition(":")
+    if kind != "power" or not colon:
+        raise unknown("grid", grid, (*GRIDS, "power:P"), " or pass an array of times")
+    try:
+        power = float(number)
+    except ValueError:
+        power = np.nan
+    if not 1.0 <= power <= 4.0:
+        raise ValueError(f"grid {grid!r}: the power must be a number from 1 to 4, such as power:1.5")
+    return power
