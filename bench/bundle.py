@@ -1,6 +1,7 @@
 """Make the bundled model of a finished run: half-precision weights with their provenance, log, recipe, curve, pictures.
 
     python bench/bundle.py runs/mnist --name mnist
+    python bench/bundle.py runs/fashion --name fashion --models bench/networks      not shipped
 
 writes odediff/models/NAME (shipped) and docs/NAME (recipe.json, log.jsonl, loss.png, samples.png).
 """
@@ -50,6 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--name", default="mnist")
+    parser.add_argument("--models", type=Path, default=ROOT / "odediff" / "models", help="where the model goes")
     args = parser.parse_args()
     recipe = json.loads((args.run / "config.json").read_text())
     recipe |= {"data": Path(recipe["data"]).name, "out": f"runs/{args.name}"}
@@ -57,13 +59,13 @@ def main() -> None:
     model = odediff.load(args.run / "model")
     images = records[-1]["step"] * recipe["batch_size"]
     model.info = {"data": args.name, "recipe": recipe, "images_seen": images, "trained_on": environment()}
-    model.save(ROOT / "odediff" / "models" / args.name, dtype=torch.float16)
+    model.save(args.models / args.name, dtype=torch.float16)
     docs = ROOT / "docs" / args.name
     docs.mkdir(parents=True, exist_ok=True)
     (docs / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")
     shutil.copy(args.run / "log.jsonl", docs / "log.jsonl")
     curve(records, docs / "loss.png")
-    picture(odediff.load(args.name), docs / "samples.png")
+    picture(odediff.load(args.models / args.name), docs / "samples.png")
 
 
 if __name__ == "__main__":
