@@ -152,11 +152,11 @@ def test_sample_takes_every_option_of_a_solver(tiny, tmp_path, capsys, arguments
     assert (pixels(out) != np.asarray(image_grid(plain))).any()
 
 
-def test_sample_without_options_draws_64_with_rk4_at_20(tiny, tmp_path, capsys, monkeypatch):
+def test_sample_without_options_draws_64_with_the_default_at_20(tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     said = facts(run(capsys, f"sample {tiny}"))
-    assert (said["solver"].split(",")[0], said["evaluations"]) == ("rk4", "20")
-    want = odediff.sample(odediff.load(tiny), solver="rk4", nfe=20, n=64, seed=0)
+    assert (said["solver"].split(",")[0], said["evaluations"]) == (odediff.plan(None, odediff.schedule.linear(), 20).method, "20")
+    want = odediff.sample(odediff.load(tiny), n=64, seed=0)
     assert (pixels(tmp_path / "samples.png") == np.asarray(image_grid(want))).all()
 
 

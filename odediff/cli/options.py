@@ -59,7 +59,7 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def plan_options(args: argparse.Namespace, solver: str) -> dict[str, Any]:
+def plan_options(args: argparse.Namespace, solver: str | None) -> dict[str, Any]:
     """What the user asked of `odediff.plan`; --option is read as the solver declares it, or left if there is no such.
 
     ValueError: an --option that is no KEY=VALUE, that the solver does not have, of another type, or given twice.
@@ -73,7 +73,7 @@ def plan_options(args: argparse.Namespace, solver: str) -> dict[str, Any]:
         if key in texts or key in found:
             raise ValueError(f"--option {text}: {key} is given twice")
         texts[key] = value
-    return found | (parsed(solver, METHODS[solver], texts) if solver in METHODS else texts)
+    return found | (parsed(solver, METHODS[solver], texts) if solver is not None and solver in METHODS else texts)
 
 
 def number_list(text: str) -> list[int]:

@@ -26,6 +26,7 @@ and what is to be said against the plan."""
 
 _EPILOG = """\
 examples:
+  odediff plan --nfe 8                       the default at 8 evaluations
   odediff plan rk4 --nfe 20
   odediff plan unipc_3 --nfe 8 --schedule cosine --grid logsnr
   odediff plan ab3 --nfe 10 --space eps --variable lam
@@ -38,7 +39,12 @@ def add(commands: Commands) -> None:
     parser = add_command(
         commands, "plan", run, help="print a solver as a table", description=_DESCRIPTION, epilog=_EPILOG
     )
-    parser.add_argument("solver", metavar="SOLVER", help="a solver's name; `odediff info` lists them")
+    parser.add_argument(
+        "solver",
+        metavar="SOLVER",
+        nargs="?",
+        help="a solver's name, which `odediff info` lists (default: what docs/solvers.md measured best for this --nfe)",
+    )
     parser.add_argument("--nfe", type=int, default=20, metavar="N", help="evaluations of the network (default: 20)")
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
@@ -65,6 +71,8 @@ def run(args: argparse.Namespace) -> None:
         Path(args.json).write_text(plan.to_json() + "\n")
     print(plan)
     print()
+    if args.solver is None:
+        options |= {"space": plan.space, "variable": plan.args["variable"], "grid": plan.args["grid"]}
     print_facts(_verdict(plan, schedule, options))
     for file in filter(None, (args.json, args.plot)):
         print(f"written to {file}", file=sys.stderr)

@@ -32,7 +32,7 @@ bosh3, fehlberg2, adaptive_heun."""
 
 _EPILOG = """\
 examples:
-  odediff sample                                     64 digits, rk4, 20 evaluations
+  odediff sample                                     64 digits, 20 evaluations
   odediff sample mnist --solver unipc_3 --nfe 8 --n 16
   odediff sample --solver ddim --nfe 50 --eta 1      stochastic
   odediff sample --solver heun_churn --nfe 31 --option s_churn=10 --option s_tmax=None
@@ -53,7 +53,9 @@ def add(commands: Commands) -> None:
         default="mnist",
         help="a bundled model's name, or a folder (default: mnist)",
     )
-    parser.add_argument("--solver", default="rk4", metavar="NAME", help="how to integrate (default: rk4)")
+    parser.add_argument(
+        "--solver", metavar="NAME", help="how to integrate (default: what docs/solvers.md measured best for this --nfe)"
+    )
     parser.add_argument(
         "--nfe",
         type=int,
@@ -141,7 +143,7 @@ def _solver(args: argparse.Namespace, asked: dict[str, Any], model: Model) -> st
     """The compiled plan of a fixed-step method; any other name is left to `sample`."""
     from ..adaptive import is_torchdiffeq
 
-    if args.solver in METHODS:
+    if args.solver is None or args.solver in METHODS:
         nfe = 20 if args.nfe is None else args.nfe
         return compile_plan(args.solver, model.schedule, nfe, snap=model.integer_times, **asked)
     if is_torchdiffeq(args.solver) and args.option:
