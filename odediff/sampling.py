@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -134,6 +135,7 @@ def sample(
         as `odediff.solve` does, its fixed-step ones grid too, and a compiled plan none.
     n, seed, noise, label, callback, progress, guidance, clip, threshold, clip_eps: see `Sampler`.
     ValueError: see there; and options that the solver does not have.  BudgetExceeded: `max_nfe` ran out.
+    UserWarning: a Runge-Kutta method at a budget where ddim beats it.
     """
     draw: dict[str, Any] = {"n": n, "seed": seed, "noise": noise, "label": label, "progress": progress}
     predict: dict[str, Any] = {"guidance": guidance, "clip": clip, "threshold": threshold}
@@ -149,11 +151,14 @@ def sample(
     else:
         from .methods import METHODS
         from .methods import plan as compile_plan
+        from .methods.default import advice
 
         if solver is not None and (not isinstance(solver, str) or solver not in METHODS):
             raise unknown("solver", solver, (*METHODS, *adaptive.ADAPTIVE, *adaptive.FIXED))
         args: dict[str, Any] = {"snap": model.integer_times, **({} if eta is None else {"eta": eta}), **options}
         plan = compile_plan(solver, model.schedule, 20 if nfe is None else nfe, grid, **args)
+        if (said := advice(plan.method, plan.nfe)) is not None:
+            warnings.warn(said, stacklevel=2)
     return Sampler(model, plan, clip_eps=clip_eps, **predict)(callback=callback, **draw)
 
 

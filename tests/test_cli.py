@@ -155,7 +155,10 @@ def test_sample_takes_every_option_of_a_solver(tiny, tmp_path, capsys, arguments
 def test_sample_without_options_draws_64_with_the_default_at_20(tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     said = facts(run(capsys, f"sample {tiny}"))
-    assert (said["solver"].split(",")[0], said["evaluations"]) == (odediff.plan(None, odediff.schedule.linear(), 20).method, "20")
+    assert (said["solver"].split(",")[0], said["evaluations"]) == (
+        odediff.plan(None, odediff.schedule.linear(), 20).method,
+        "20",
+    )
     want = odediff.sample(odediff.load(tiny), n=64, seed=0)
     assert (pixels(tmp_path / "samples.png") == np.asarray(image_grid(want))).all()
 

@@ -9,7 +9,7 @@ from exact import SCHEDULES, gaussian, run
 
 import odediff
 from odediff.methods import METHODS, plan
-from odediff.methods.default import RULE, default
+from odediff.methods.default import AHEAD_OF_DDIM, RULE, advice, default
 
 BUDGETS = (*range(1, 13), 15, 20, 30, 60)
 
@@ -65,3 +65,22 @@ def test_sample_takes_it():
         x = odediff.sample(model, nfe=nfe, n=4, seed=0)
         made = plan(None, model.schedule, 20 if nfe is None else nfe)
         torch.testing.assert_close(x, odediff.Sampler(model, made)(n=4, seed=0), rtol=0, atol=0)
+
+
+def test_a_runge_kutta_method_below_its_budget_is_warned_of_once(recwarn):
+    warnings.simplefilter("default")
+    model = odediff.Model(lambda x, t: 0.9 * x, schedule=SCHEDULES["linear"], shape=(3,), range=None)
+    for nfe in (5, 5, AHEAD_OF_DDIM["rk4"] - 1):
+        odediff.sample(model, "rk4", nfe, n=1, seed=0)
+    texts = [str(one.message) for one in recwarn]
+    assert len(texts) == 2  # one a budget and place
+    assert texts[0].startswith(
+        f"rk4 at 5 evaluations has a larger error than ddim, which it beats from {AHEAD_OF_DDIM['rk4']}"
+    )
+    assert f"take {default(5).name}" in texts[0]
+    odediff.sample(model, "rk4", AHEAD_OF_DDIM["rk4"], n=1, seed=0)
+    odediff.sample(model, "ddim", 2, n=1, seed=0)
+    assert len(recwarn) == 2
+    low, enough = (plan("rk4", SCHEDULES["linear"], nfe) for nfe in (6, AHEAD_OF_DDIM["rk4"]))
+    assert advice("rk4", 6) in odediff.analysis.warnings(low)
+    assert odediff.analysis.warnings(enough) == []

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..methods.default import advice
 from ..plans import Plan
 from ..schedule import Array
 from .growth import stability
@@ -62,4 +63,9 @@ def _growth(plan: Plan) -> Iterator[str]:
         )
 
 
-CHECKS: tuple[Callable[[Plan], Iterator[str]], ...] = (_rounding, _growth)
+def _budget(plan: Plan) -> Iterator[str]:
+    if (said := advice(plan.method, plan.nfe)) is not None:
+        yield said
+
+
+CHECKS: tuple[Callable[[Plan], Iterator[str]], ...] = (_rounding, _growth, _budget)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..methods import METHODS
 from ..methods import plan as compile_plan
+from ..methods.default import advice
 from .options import (
     Commands,
     add_command,
@@ -145,7 +146,10 @@ def _solver(args: argparse.Namespace, asked: dict[str, Any], model: Model) -> st
 
     if args.solver is None or args.solver in METHODS:
         nfe = 20 if args.nfe is None else args.nfe
-        return compile_plan(args.solver, model.schedule, nfe, snap=model.integer_times, **asked)
+        plan = compile_plan(args.solver, model.schedule, nfe, snap=model.integer_times, **asked)
+        if (said := advice(plan.method, plan.nfe)) is not None:
+            print(f"warning: {said}", file=sys.stderr)
+        return plan
     if is_torchdiffeq(args.solver) and args.option:
         raise ValueError(f"--option {args.option[0]}: {args.solver} is torchdiffeq's and takes none")
     if is_torchdiffeq(args.solver) and args.variance is not None:
