@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from common import README, write_block
-from ours import options
+from ours import options, ours
 from problems import EXACT
 from rivals import Setting
 from work_precision import NFE, Rows
@@ -186,12 +186,12 @@ def tables(rows: Rows, measure: str) -> str:
         ]
         for nfe in NFE:
             here = found.get((problem, nfe), [])
-            ours = [row for row in here if row["family"] == "odediff"]
+            own = [row for row in here if row["family"] == "odediff"]
             four = (
                 best((row for row in here if row["family"] != "odediff"), measure),
                 best((row for row in here if row["family"] == "diffusers"), measure),
-                best((row for row in ours if row["setting"] == "default"), measure),
-                best(ours, measure),
+                best((row for row in own if row["setting"] == "default"), measure),
+                best(own, measure),
             )
             if here:
                 ratio = f"{per[problem, nfe]:.2f}" if (problem, nfe) in per else ""
@@ -255,7 +255,41 @@ def report(data: dict[str, Any], measure: str) -> None:
     commits = ", ".join(sorted({part["commit"] for part in data["parts"]}))
     note = f"{len(rows)} runs, {failed} failed. {doubts}. {last['device']}, {versions}, commit {commits}."
     write_block("solvers", tables(rows, measure) + "\n" + note, PAGE)
+    write_block("methods", methods_table(rows, measure), PAGE)
     write_block("rule", f"{rule_of_thumb()}\n\n{bars(found, measure)}", PAGE)
+
+
+def against_ddim(rows: Rows, measure: str) -> dict[str, dict[int, list[float]]]:
+    """Of every method as it comes, its error over that of ddim: by budget, one ratio for each network that has both."""
+    names = {one.name: one.method for one in ours(False) if one.name != "default"}
+    mine = {
+        (row["problem"], names[row["setting"]], row["nfe"]): row[measure]
+        for row in rows
+        if row["family"] == "odediff" and row["setting"] in names and "error" not in row
+    }
+    made: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for (problem, method, nfe), value in sorted(mine.items()):
+        if not is_exact(problem) and (problem, "ddim", nfe) in mine:
+            made[method][nfe].append(value / mine[problem, "ddim", nfe])
+    return made
+
+
+def ahead_from(ratios: dict[int, list[float]]) -> int | None:
+    """The smallest budget from which, at all that were measured, a method beats ddim on every network."""
+    budgets = sorted(ratios, reverse=True)
+    behind = next((k for k, nfe in enumerate(budgets) if max(ratios[nfe]) >= 1.0), len(budgets))
+    return budgets[behind - 1] if behind else None
+
+
+def methods_table(rows: Rows, measure: str) -> str:
+    """Every method of ours as it comes, over ddim."""
+    made = against_ddim(rows, measure)
+    lines = ["| method | better from | " + " | ".join(map(str, NFE)) + " |", "|---|---|" + "---|" * len(NFE)]
+    for method in (name for name in METHODS if name in made and name != "ddim"):
+        found = made[method]
+        each = [" ".join(f"{ratio:.2g}" for ratio in found[nfe]) if nfe in found else "" for nfe in NFE]
+        lines.append(f"| `{method}` | {ahead_from(found) or ''} | " + " | ".join(each) + " |")
+    return "\n".join(lines)
 
 
 def rule_of_thumb() -> str:
