@@ -61,3 +61,52 @@ def test_evaluations_are_counted(problem):
     assert rivals.measure(problem, by_name["PNDMScheduler", "leading", True], 10)[1] == 10
     with pytest.raises(ValueError, match="one evaluation is of the whole batch"):
         problem(problem.noise[:1], torch.tensor(5.0))
+
+
+def test_the_budgets_that_runge_kutta_warns_below_are_the_measured_ones():
+    import solver_page
+    import work_precision
+
+    from odediff.methods.default import AHEAD_OF_DDIM
+
+    made = solver_page.against_ddim(work_precision.load()["rows"], "median")
+    assert {len(ratios) for ratios in made["rk4"].values()} == {2}
+    assert {name: solver_page.ahead_from(made[name]) for name in AHEAD_OF_DDIM} == AHEAD_OF_DDIM
+
+
+def test_a_problem_is_saved_and_loaded_without_loss(tmp_path):
+    import work_precision
+
+    rows = [
+        {
+            "problem": "p",
+            "family": "azula",
+            "setting": "A k=1",
+            "nfe": 3,
+            "used": 3,
+            "rmse": 0.1,
+            "median": 0.25,
+            "p95": 1e-3,
+        }
+        | {"cpu": 0.5},
+        {"problem": "p", "family": "azula", "setting": "A k=1", "nfe": 4, "used": 4, "error": "ValueError: no"},
+        {"problem": "q", "family": "odediff", "setting": "default", "nfe": 4, "used": 2, "rmse": 0.2, "median": 0.2}
+        | {"p95": 0.2, "cpu": 0.1, "notes": ["said"]},
+    ]
+    data = {"problems": {"p": {"n": 2}, "q": {"n": 3}}, "parts": [{"problem": "p", "rows": 2}], "rows": rows}
+    for name in data["problems"]:
+        work_precision.save(data, name, tmp_path)
+    assert work_precision.load(tmp_path) == data
+
+
+def test_settings_far_from_their_familys_best_stop_after_the_gate():
+    import work_precision
+
+    def measured(setting, nfe, median, rmse):
+        return {"setting": setting, "nfe": nfe, "median": median, "rmse": rmse}
+
+    rows = [measured(name, 8, 1.0, 1.0) for name in "ab"]
+    assert work_precision.promising(rows, 10, 4.0) is None  # up to the gate all
+    rows += [measured("a", 10, 1.0, 9.0), measured("b", 10, 5.0, 8.0), measured("c", 10, 4.0, 40.0)]
+    rows += [measured("d", 10, 4.1, 32.1), {"setting": "e", "nfe": 10, "error": "x"}]
+    assert work_precision.promising(rows, 12, 4.0) == {"a", "b", "c", "default"}
