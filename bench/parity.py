@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 import frozen  # noqa: E402
 import peer_faults as faults  # noqa: E402
 from parity_cases import CASES, NEAR, SCHEDULES, STEPS, Case, settings  # noqa: E402
-from rivals import difference  # noqa: E402
+from peers import difference  # noqa: E402
 
 PAGE = ROOT / "docs" / "parity.md"
 
