@@ -242,12 +242,10 @@ def _sa_solver(orders: tuple[int, int], tau: float, spacings: tuple[str, ...], *
 
 
 def _sa_solver_eps(order: int) -> Case:
-    """Noise prediction without noise: Adams with a corrector of one prediction more. On cosine ours lowers its order."""
+    """Noise prediction without noise: Adams, corrected by one prediction more. On cosine ours lowers its order."""
     options = {"tau_func": _Constant(0.0), "algorithm_type": "noise_prediction", **_WHOLE}
     options |= {"predictor_order": order, "corrector_order": order + 1}
-    return Case(
-        "diffusers:SASolver", f"abm{order}", options, args=_LAM, spacings=("linspace",), on=TABLES[:2], fits=_short
-    )
+    return Case("diffusers:SASolver", f"abm{order}", options, args=_LAM, spacings=_TWO[1:], on=TABLES[:2], fits=_short)
 
 
 def _singlestep(method: str, kind: str, on: tuple[str, ...] = TABLES) -> Case:
