@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 import frozen  # noqa: E402
 import peer_faults as faults  # noqa: E402
 from parity_cases import CASES, NEAR, SCHEDULES, STEPS, Case, settings  # noqa: E402
-from rivals import difference  # noqa: E402
+from peers import difference  # noqa: E402
 
 PAGE = ROOT / "docs" / "parity.md"
 
@@ -99,6 +99,7 @@ def measure_faults() -> dict[str, Any]:
         ],
         "bh1": faults.bh1(20),
         "vandermonde": faults.vandermonde(23),
+        "sde_order_3": [faults.sde_order_3(s, n) for s in ("linear", "cosine") for n in (20, 50, 100, 200)],
         "reab": [faults.azula_reab(s, n) for s in ("linear", "cosine") for n in (16, 64, 256)],
         "rounded": [
             rounded(schedule, spacing) for schedule in ("linear", "cosine") for spacing in ("karras", "logsnr")
@@ -179,6 +180,19 @@ def fault_tables(found: dict[str, Any]) -> dict[str, str]:
             "reab",
             ["schedule", "steps", "difference", "difference, subscript changed", "error", "error, subscript right"],
             ["schedule", "steps", "difference", "difference_wrong", "error", "error_right"],
+        ),
+        "sde_order_3": of(
+            "sde_order_3",
+            [
+                "schedule",
+                "steps",
+                "difference, sign right",
+                "difference, sign wrong",
+                "std",
+                "std, sign right",
+                "std, ours",
+            ],
+            ["schedule", "steps", "difference", "difference_wrong", "std", "std_right", "std_ours"],
         ),
         "vandermonde": f"Difference of vAB, order 3, from exact weights on edm, 23 steps: {found['vandermonde']:.1e}.",
         "bh1": f"NaN at 20 steps: {found['bh1']}.",

@@ -45,6 +45,10 @@ DISCRETE = ("leading", "trailing", "linspace")
 CONTINUOUS = (*DISCRETE, "karras", "exponential")
 
 
+def _all(steps: int) -> bool:
+    return True
+
+
 @dataclass(frozen=True)
 class Case:
     """A peer's sampler and our method.
@@ -65,7 +69,7 @@ class Case:
     on: tuple[str, ...] = TABLES
     tail: int = 0
     why: str = ""
-    fits: Callable[[int], bool] = lambda steps: True
+    fits: Callable[[int], bool] = _all
     wide: float = 1e-11
     narrow: float = 5e-4
 
@@ -123,7 +127,7 @@ class Case:
         return unroll(made)[:end, columns], probe.states[:end]
 
 
-_DULL = ("clip_sample", "tau_func")
+_DULL = ("clip_sample",)
 
 
 def _sigmas(schedule: str, steps: int) -> list[float]:
@@ -151,8 +155,10 @@ def _azula(schedule: Schedule) -> Callable[[torch.Tensor], tuple[torch.Tensor, t
 
 _EPS = {"space": "eps"}
 _RHO = {"space": "eps", "variable": "rho"}
+_LAM = {"space": "eps", "variable": "lam"}
 _EXTRAPOLATES = "its last step, from the lowest time to sigma = 0, is of full order too; ours is DDIM's"
 _NO_CLIP = {"clip_sample": False}
+_WHOLE, _FALLS = {"lower_order_final": False}, {"lower_order_final": True}
 _ABOVE = {"final_sigmas_type": "sigma_min"}
 # Stable Diffusion's: the last step goes from t = 1 to the noise of t = 0.
 _OFFSET = {"set_alpha_to_one": False, "steps_offset": 1}
@@ -168,6 +174,14 @@ def _short(steps: int) -> bool:
     return steps < 15
 
 
+def _seven(steps: int) -> bool:
+    return steps == 7
+
+
+def _one_over_threes(steps: int) -> bool:
+    return steps % 3 == 1
+
+
 def _halves(steps: int) -> bool:
     return 1000 // steps % 2 == 0
 
@@ -179,7 +193,9 @@ def _ddpm(variance: str, spacings: tuple[str, ...], tail: int = 0) -> Case:
 
 
 def _dpmpp(method: str, spacings: tuple[str, ...] = (*CONTINUOUS, "logsnr"), **options: Any) -> Case:
-    args = {"space": "x0", "variable": "lam"} if method.startswith("ab") else {}
+    args = {"space": "eps" if options.get("algorithm_type") == "dpmsolver" else "x0", "variable": "lam"}
+    if method == "sa_solver":
+        args = {"tau": 1.0, "predictor": 2, "corrector": 0}
     return Case("diffusers:DPMSolverMultistep", method, options, args=args, spacings=spacings)
 
 
@@ -206,17 +222,48 @@ def _unipc(order: int, spacings: tuple[str, ...], **options: Any) -> Case:
     return Case("diffusers:UniPCMultistep", f"unipc_{order}", options, args=args, spacings=spacings, narrow=1e-3)
 
 
-def _pndm(method: str, spacing: str, fits: Callable[[int], bool] = lambda steps: True, **more: Any) -> Case:
+def _pndm(method: str, spacing: str, fits: Callable[[int], bool] = _all, **more: Any) -> Case:
     options = {"skip_prk_steps": method == "plms", **more}
     tail, why = (1, _EXTRAPOLATES) if more.get("set_alpha_to_one") else (0, "")
     return Case("diffusers:PNDM", method, options, spacings=(spacing,), fits=fits, tail=tail, why=why)
 
 
-def _one(t: float) -> float:
-    return 1.0
+class _Constant(float):
+    """A function of time that is the same everywhere, for SASolver's `tau_func`."""
+
+    def __call__(self, t: float) -> float:
+        return float(self)
 
 
-_WHOLE, _FALLS = {"lower_order_final": False}, {"lower_order_final": True}
+def _sa_solver(orders: tuple[int, int], tau: float, spacings: tuple[str, ...], **options: Any) -> Case:
+    """Its orders count predictions, the new one among them, and fall to 1 unless lower_order_final is False."""
+    args: dict[str, Any] = {"tau": tau, "predictor": orders[0], "corrector": orders[1] - 1, "form": "few_steps"}
+    if options.get("lower_order_final", True):
+        args["orders"] = lambda theirs, rows: "".join(str(min(4, theirs - i)) for i in range(theirs)).ljust(rows, "1")
+    options = {"tau_func": _Constant(tau), "predictor_order": orders[0], "corrector_order": orders[1], **options}
+    return Case("diffusers:SASolver", "sa_solver", options, args=args, spacings=spacings, fits=_short, narrow=1e-3)
+
+
+def _sa_solver_eps(order: int) -> Case:
+    """Noise prediction without noise: Adams, corrected by one prediction more. On cosine ours lowers its order."""
+    options = {"tau_func": _Constant(0.0), "algorithm_type": "noise_prediction", **_WHOLE}
+    options |= {"predictor_order": order, "corrector_order": order + 1}
+    return Case("diffusers:SASolver", f"abm{order}", options, args=_LAM, spacings=_TWO[1:], on=TABLES[:2], fits=_short)
+
+
+def _singlestep(method: str, kind: str, on: tuple[str, ...] = TABLES) -> Case:
+    """Two or three steps of its grid are one of ours; on eps it ends at sigma_min, where some steps have no length."""
+    options = {"solver_order": int(method[-2 if method.endswith("s") else -1]), "solver_type": kind, **_FALLS}
+    fits = _all
+    if method in ("dpm_2", "dpm_3"):
+        options |= {"algorithm_type": "dpmsolver", **_ABOVE}
+        fits = _all if method == "dpm_2" else _one_over_threes
+    args, spacings = {"solver_type": "taylor" if kind == "heun" else kind}, ("exponential",)
+    return Case("diffusers:DPMSolverSinglestep", method, options, args=args, spacings=spacings, on=on, fits=fits)
+
+
+_ON_EPS = {"algorithm_type": "dpmsolver", **_WHOLE, **_ABOVE}
+_TWO = ("trailing", "linspace")
 DIFFUSERS = (
     Case("diffusers:DDIM", "ddim", _NO_CLIP, spacings=("leading",)),
     Case("diffusers:DDIM", "ddim", _NO_CLIP, spacings=("trailing",), fits=_divides),
@@ -232,8 +279,21 @@ DIFFUSERS = (
     _dpmpp("ab2", solver_type="heun"),
     _dpmpp("dpmpp_3m", solver_order=3, **_WHOLE),
     _dpmpp("dpmpp_3m", DISCRETE, solver_order=3, **_WHOLE, **_ABOVE),
+    _dpmpp("dpmpp_2m", _TWO, **_ON_EPS),
+    _dpmpp("dpmpp_3m", _TWO, solver_order=3, **_ON_EPS),
+    _dpmpp("ab2", _TWO, solver_type="heun", **_ON_EPS),
     _dpmpp("sde_dpmpp_2m", algorithm_type="sde-dpmsolver++"),
-    Case("diffusers:DPMSolverSinglestep", "dpmpp_2s", _FALLS, spacings=("exponential",)),
+    _dpmpp("sa_solver", (*_TWO, "karras"), algorithm_type="sde-dpmsolver++", solver_type="heun"),
+    *(_singlestep(name, kind) for name in ("dpmpp_2s", "dpmpp_3s", "dpm_3") for kind in ("midpoint", "heun")),
+    _singlestep("dpm_2", "midpoint", TABLES[:2]),  # on cosine it amplifies rounding 1e5 times
+    _singlestep("dpm_2", "heun"),
+    _sa_solver((2, 2), 1.0, CONTINUOUS),
+    _sa_solver((2, 2), 0.0, ("linspace",)),
+    _sa_solver((1, 2), 0.5, ("linspace",)),
+    _sa_solver((3, 4), 1.0, ("linspace",)),
+    _sa_solver((4, 3), 0.5, ("linspace",), **_WHOLE),
+    _sa_solver_eps(2),
+    _sa_solver_eps(3),
     *(_unipc(order, CONTINUOUS if order < 4 else DISCRETE) for order in (2, 3, 4)),
     *(_unipc(order, ("linspace",), solver_type="bh1", **_ABOVE) for order in (2, 3, 4)),
     *(_unipc(order, DISCRETE, **_WHOLE, **_ABOVE) for order in (2, 3)),
@@ -241,7 +301,9 @@ DIFFUSERS = (
     Case("diffusers:EulerDiscrete", "euler", _ABOVE, args=_EPS, spacings=("leading", "trailing")),
     Case("diffusers:EulerAncestralDiscrete", "euler_ancestral", spacings=DISCRETE),
     Case("diffusers:HeunDiscrete", "heun", args=_EPS, spacings=CONTINUOUS),
-    Case("diffusers:KDPM2Discrete", "dpm_2", spacings=("linspace", "karras"), on=("linear",), fits=_short),
+    Case("diffusers:KDPM2Discrete", "dpm_2", spacings=("linspace", "karras"), on=("linear",), fits=_seven),
+    Case("diffusers:KDPM2Discrete", "dpm_2", spacings=("leading", "exponential"), on=("scaled_linear",), fits=_seven),
+    Case("diffusers:KDPM2Discrete", "dpm_2", spacings=("trailing", "linspace"), on=("cosine",), fits=_seven),
     Case("diffusers:LMSDiscrete", "lms", spacings=CONTINUOUS, tail=1, why=_EXTRAPOLATES, fits=_short),
     _deis(1),
     _deis(2),
@@ -257,6 +319,14 @@ DIFFUSERS = (
 
 _K = {"spacings": ("karras", "exponential", "uniform"), "on": ("linear", "cosine", "edm")}
 _CHURN = {"s_churn": 3.0, "s_noise": 1.003}
+
+
+def _eta(peer: str, method: str, eta: float, **options: Any) -> Case:
+    """Its eta is tau squared."""
+    args = {"tau": eta**0.5, "predictor": 2, "corrector": 0} if method == "sa_solver" else {"eta": eta}
+    return Case(peer, method, {**options, "eta": eta}, args=args, **_K)
+
+
 KDIFFUSION = (
     Case("k-diffusion:euler", "euler", args=_EPS, **_K),
     Case("k-diffusion:heun", "heun", args=_EPS, **_K),
@@ -269,6 +339,9 @@ KDIFFUSION = (
     Case("k-diffusion:dpmpp_2m", "dpmpp_2m", **_K),
     Case("k-diffusion:dpmpp_2m_sde", "dpmpp_2m", {"eta": 0.0}, **_K),
     Case("k-diffusion:dpmpp_2m_sde", "sde_dpmpp_2m", **_K),
+    _eta("k-diffusion:dpmpp_2m_sde", "sa_solver", 0.25, solver_type="heun"),
+    _eta("k-diffusion:dpmpp_2m_sde", "sa_solver", 1.0, solver_type="heun"),
+    *(_eta("k-diffusion:dpmpp_3m_sde", "sde_dpmpp_3m", eta) for eta in (0.0, 0.5, 1.0)),
     Case("k-diffusion:euler_ancestral", "ddim", args={"eta": 1.0}, **_K),
     Case("k-diffusion:euler_ancestral", "euler_ancestral", {"eta": 0.5}, args={"eta": 0.5}, **_K),
     Case("k-diffusion:euler_ancestral", "euler_ancestral", {"eta": 1.5}, args={"eta": 1.5}, **_K),
@@ -296,17 +369,24 @@ AZULA = (
 
 CASES = (*DIFFUSERS, *KDIFFUSION, *AZULA)
 
-_OWN = "a correction of order 2 of its own, and no step without its corrector"
+_SDE_3 = {"algorithm_type": "sde-dpmsolver++", "solver_order": 3, **_WHOLE}
 NEAR = (
     *(
         Case("diffusers:DPMSolverSinglestep", "dpmpp_3s", {"solver_order": 3, "solver_type": kind, **_FALLS}, why=why)
         for kind, why in (
-            ("midpoint", "its middle stage is 2S's, with 1/2 for the published weight"),
-            ("heun", "its last stage has another difference, D2"),
+            ("midpoint", 'a middle stage of its own, `solver_type="midpoint"`'),
+            ("heun", 'the authors\' other third-order step, `solver_type="taylor"`'),
         )
     ),
-    Case("diffusers:SASolver", "sa_solver", {"tau_func": _one}, args={"predictor": 2, "corrector": 1}, why=_OWN),
-    Case("k-diffusion:dpmpp_3m_sde", "dpmpp_3m", {"eta": 0.0}, why="it starts with the exact second-order step"),
+    Case(
+        "diffusers:SASolver",
+        "sa_solver",
+        {"tau_func": _Constant(1.0)},
+        args={"predictor": 2, "corrector": 1},
+        why='the authors\' form for few steps, `form="few_steps"`, and orders that fall at the end',
+    ),
+    Case("diffusers:DPMSolverMultistep", "sde_dpmpp_3m", _SDE_3, why="a wrong sign, see below; 2M's second row"),
+    Case("k-diffusion:dpmpp_3m_sde", "dpmpp_3m", {"eta": 0.0}, why="an exact second row; it is `sde_dpmpp_3m`"),
 )
 
 
@@ -320,4 +400,4 @@ def crashes(case: Case, schedule: str, spacing: str) -> bool:
 
     `set_begin_index(0)` tells it where to start.
     """
-    return schedule == "cosine" and spacing in ("karras", "exponential") and case.peer.endswith("step")
+    return schedule == "cosine" and spacing in ("karras", "exponential") and case.peer.endswith(("step", "SASolver"))

@@ -127,6 +127,63 @@ def start_scale(name: str, schedule: str) -> float:
         return float(scheduler.scale_model_input(x, scheduler.timesteps[0]))
 
 
+def sde_third(schedule: Schedule, rho: Array, *, right: bool) -> Array:
+    """States of SDE-DPM-Solver++(3M) as diffusers has it, rho ending on 0; right = False takes its sign.
+
+    x' = sigma'/sigma e^-h x + alpha' ((1 - e^-H) D0 + ((1 - e^-H)/(-H) + 1) D1 + c D2) + sigma' sqrt(1 - e^-H) z with
+    H = 2 h, where Taylor's theorem has c = 1/2 - (e^-H - 1 + H)/H^2 and diffusers has -1/2 for 1/2; row 1 is 2M's.
+    """
+    steps, t = len(rho) - 1, schedule.t_of_rho(rho[:-1])
+    alpha, sigma, lam = schedule.alpha(t), schedule.sigma(t), -np.log(rho[:-1])
+    basis = np.eye(2 + 2 * steps)
+    states, d = [basis[0]], []
+    for i in range(steps):
+        d.append((states[i] - sigma[i] * basis[1 + i]) / alpha[i])
+        if i == steps - 1:
+            return np.array([*states, d[i]])
+        h, done = lam[i + 1] - lam[i], -np.expm1(-2 * (lam[i + 1] - lam[i]))
+        x = sigma[i + 1] / sigma[i] * np.exp(-h) * states[i] + alpha[i + 1] * done * d[i]
+        x += sigma[i + 1] * np.sqrt(done) * basis[2 + steps + i]
+        if i == 1:
+            x += alpha[2] * done / 2 * h / (lam[1] - lam[0]) * (d[1] - d[0])
+        if i > 1:
+            r0, r1 = (lam[i] - lam[i - 1]) / h, (lam[i - 1] - lam[i - 2]) / h
+            new, old = (d[i] - d[i - 1]) / r0, (d[i - 1] - d[i - 2]) / r1
+            c = (0.5 if right else -0.5) - (2 * h - done) / (2 * h) ** 2
+            x += alpha[i + 1] * (1 - done / (2 * h)) * (new + r0 / (r0 + r1) * (new - old))
+            x += alpha[i + 1] * c * (new - old) / (r0 + r1)
+        states.append(x)
+    raise AssertionError
+
+
+def spread(probe: Probe, schedule: Schedule) -> float:
+    """Standard deviation of the sample of N(0.3, 0.5^2) data with the exact network, noises and x_T standard normal."""
+    n, t = probe.nfe, schedule.t_of_rho(probe.rho[:-1])
+    random = np.eye(2 + 2 * n)  # of x_T, every eps and every noise, in terms of x_T and the noises
+    for i, (alpha, sigma) in enumerate(zip(schedule.alpha(t), schedule.sigma(t), strict=True)):
+        random[1 + i] = probe.states[i] @ random * sigma / (alpha**2 * STD**2 + sigma**2)
+    return float(np.linalg.norm(probe.states[-1] @ random))
+
+
+def sde_order_3(schedule: str, steps: int) -> Row:
+    """diffusers' SDE-DPM-Solver++ of order 3 has a wrong sign at D2."""
+    options = {"algorithm_type": "sde-dpmsolver++", "solver_order": 3, "lower_order_final": False}
+    theirs, ours = read("DPMSolverMultistep", schedule, "linspace", steps, **options), SCHEDULES[schedule]
+    rho = np.minimum(theirs.rho, ours.rho(ours.t_max))
+    wrong, right = (Probe(sde_third(ours, rho, right=flag), theirs.t, rho) for flag in (False, True))
+    return {
+        "schedule": schedule,
+        "steps": steps,
+        "difference": difference(right.states, theirs.states),
+        "difference_wrong": difference(wrong.states, theirs.states),
+        "std": spread(theirs, ours),
+        "std_right": spread(right, ours),
+        "std_ours": spread(
+            Probe(unroll(plan("sde_dpmpp_3m", ours, steps, ours.t_of_rho(rho[:-1]))), theirs.t, rho), ours
+        ),
+    }
+
+
 def reab(schedule: Schedule, steps: int, order: int, *, right: bool) -> Probe:
     """REAB by its own docstring, weights by Gauss-Legendre; right = False puts sigma_t for sigma_s as azula does.
 

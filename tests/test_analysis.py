@@ -237,10 +237,12 @@ def test_a_plan_that_blows_up_is_warned_of_and_the_usual_ones_are_not() -> None:
     for name, method in odediff.METHODS.items():
         warned = analysis.warnings(odediff.plan(name, LINEAR, max(method.min_nfe, 10)))
         assert bool(warned) == (name == "pndm")  # 13 evaluations, of which 12 are three long Runge-Kutta steps
-    (unstable,) = analysis.warnings(odediff.plan("ipndm", LINEAR, 8, "karras"))
+    whole, unstable = analysis.warnings(odediff.plan("ipndm", LINEAR, 8, "karras"))
+    assert whole.startswith("rounding grows")
     assert unstable.startswith("unstable: on Gaussian data of std 0.01 an error in row 1 grows 2.62e+03 times")
     with pytest.warns(PrecisionWarning, match=r"ipndm, row 0 at t = 999 .* keeps 10 of its 24 bits"):
-        (rounding,) = analysis.warnings(odediff.plan("ipndm", schedules.cosine(), 6))
+        rounding, whole = analysis.warnings(odediff.plan("ipndm", schedules.cosine(), 6))
+    assert whole.startswith("rounding grows")
     assert rounding.startswith("1 of 6 rows amplify rounding more than 100 times, row 0 1.86e+04 times")
     assert "keeps 2.7 digits" in rounding
 
@@ -546,3 +548,34 @@ def test_the_command_names_the_remedy_too(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "odediff: error: plots need matplotlib: pip install 'odediff[plot]'\n"
+
+
+@pytest.mark.filterwarnings("ignore::odediff.methods.PrecisionWarning")
+def test_rounding_is_the_sum_of_what_becomes_of_an_error_in_every_row() -> None:
+    """By perturbation: an error of the size of each row's amplification, made in its result and run to the end."""
+    plan, s = odediff.plan("ab3", LINEAR, 9), 0.3
+    found = analysis.stability(plan, [s])
+    denoise, size = analysis.gaussian(0.0, s), np.hypot(plan.alpha * s, plan.sigma)
+    total = 0.0
+    for row in range(plan.nfe):
+        state, history, u_w = np.zeros(1), [], space_pair(plan.space, plan.alpha[:-1], plan.sigma[:-1])
+        for i in range(plan.nfe):
+            x0 = denoise(state, plan.alpha[i], plan.sigma[i])
+            eps = (state - plan.alpha[i] * x0) / plan.sigma[i]
+            history = [u_w[0][i] * x0 + u_w[1][i] * eps, *history][: plan.depth]
+            state = plan.a[i] * state + sum(b * d for b, d in zip(plan.b[i], history, strict=False))
+            if i == row:
+                state = state + plan.amplification[i] * size[i + 1]
+        total += abs(float(state[0])) / size[-1]
+    growth = np.append(found.growth[0, 1:], 1.0)
+    assert float(growth @ plan.amplification) == pytest.approx(total, rel=1e-10)
+    worst = max(float(np.append(g[1:], 1.0) @ plan.amplification) for g in analysis.stability(plan).growth)
+    assert analysis.rounding(plan) == pytest.approx(worst, rel=1e-12)
+
+
+def test_a_plan_whose_rows_are_sound_and_whose_float32_is_lost_is_warned_of() -> None:
+    """deis_4 on cosine, log-SNR: no row above 210, and float32 keeps nothing (docs/analysis.md)."""
+    plan = odediff.plan("deis_4", odediff.schedule.cosine(), 20, "logsnr")
+    assert plan.amplification.max() < 2**10 < 2**24 < analysis.rounding(plan)
+    assert any("rounding grows" in said for said in analysis.warnings(plan))
+    assert not any("rounding grows" in said for said in analysis.warnings(odediff.plan("ab3", LINEAR, 20)))

@@ -127,7 +127,10 @@ WEAK: list[tuple[str, dict[str, object]]] = [
     ("ddim", {"eta": 0.5}),
     ("euler_ancestral", {"eta": 0.7}),
     ("sde_dpmpp_2m", {}),
+    ("sde_dpmpp_3m", {}),
     ("sa_solver", {}),
+    ("sa_solver", {"predictor": 2, "corrector": 0, "form": "few_steps"}),
+    ("sa_solver", {"predictor": 3, "corrector": 1, "form": "few_steps"}),
     ("heun_churn", {"s_noise": 1.0}),
 ]
 

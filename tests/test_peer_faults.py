@@ -55,6 +55,15 @@ def test_ddim_steps_elsewhere_when_steps_do_not_divide(spacing: str, steps: int)
 
 
 @needs_diffusers
+def test_sde_dpmpp_of_order_3_has_a_wrong_sign() -> None:
+    """Its rows are those of the wrong sign, to rounding; with the right one the spread is the data's, and ours."""
+    row = faults.sde_order_3("linear", 100)
+    assert row["difference_wrong"] < 1e-11 < 0.1 < row["difference"]
+    assert abs(row["std"] - faults.STD) > 0.05
+    assert abs(row["std_right"] - faults.STD) < 0.002 > abs(row["std_ours"] - faults.STD)
+
+
+@needs_diffusers
 def test_ddim_at_a_divisor_is_ours() -> None:
     row = faults.ddim("trailing", "linear", 20)
     assert row["difference"] < 1e-11

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from odediff import schedule as schedules
 from odediff.methods import METHODS, plan
+from odediff.methods.singlestep import SOLVER_TYPES
 from odediff.plans import Plan
 from odediff.spaces import SPACES, space_pair
 from odediff.trace import Point, lower, probe
@@ -57,7 +58,10 @@ def plans(draw: st.DrawFn) -> Plan:
         args |= {"tau": draw(st.floats(0, 1.5)), "predictor": draw(st.integers(1, 4))}
         args["corrector"] = draw(st.integers(0, 3))
     if "orders" in method.args:
-        args |= {"b": draw(st.sampled_from(["bh1", "bh2"])), "orders": draw(st.sampled_from(["", "1234" * nfe]))[:nfe]}
+        args["orders"] = draw(st.sampled_from(["", "1234" * nfe]))[:nfe]
+    for option, values in (("b", ["bh1", "bh2"]), ("form", ["exact", "few_steps"]), ("solver_type", SOLVER_TYPES)):
+        if option in method.args:
+            args[option] = draw(st.sampled_from(values))
     try:
         return plan(name, schedule, nfe, grid, space=space, variable=variable, **args)
     except ValueError as error:

@@ -78,6 +78,60 @@ def sa_solver(s: Array, denoised: Denoiser, x: Array, z: Noises, tau: float, ste
     raise AssertionError
 
 
+def sa_solver_few_steps(s: Array, denoised: Denoiser, x: Array, z: Noises, tau: float) -> Array:
+    """The authors' two predictions in predictor and corrector for few steps, in their words: what they add to the exact
+    coefficients (adams_bashforth_update_few_steps, adams_moulton_update_few_steps) on x / alpha."""
+    lam, d, k = -np.log(s[:-1]), [], 1 + tau**2
+
+    def update(x: Array, i: int, nodes: list[int], added: float, noise: Array) -> Array:
+        a, b = lam[i], lam[i + 1]
+        zeroth = np.exp(k * b) * (1 - np.exp(-k * (b - a))) / k
+        first = np.exp(k * b) * ((k * b - 1) - (k * a - 1) * np.exp(-k * (b - a))) / k**2
+        if len(nodes) == 1:
+            weights = [zeroth]
+        else:
+            gap = lam[nodes[0]] - lam[nodes[1]]
+            weights = [(first - lam[nodes[1]] * zeroth) / gap, (lam[nodes[0]] * zeroth - first) / gap]
+            weights = [weights[0] + np.exp(k * b) * added, weights[1] - np.exp(k * b) * added]
+        total = sum(w * d[j] for w, j in zip(weights, nodes, strict=True))
+        return np.exp(-(tau**2) * (b - a)) * s[i + 1] / s[i] * x + k * s[i + 1] * np.exp(-(tau**2) * b) * total + noise
+
+    old, noise = x, 0.0 * x
+    for i in range(len(s) - 1):
+        d.append(denoised(x, 1.0, s[i]))
+        if i > 0:
+            h = lam[i] - lam[i - 1]
+            x = update(old, i - 1, [i, i - 1], h / 2 - (h * k - 1 + np.exp(-k * h)) / (k**2 * h), noise)
+        if i == len(s) - 2:
+            return d[-1]
+        h = lam[i + 1] - lam[i]
+        old, noise = x, s[i + 1] * np.sqrt(1 - np.exp(-2 * tau**2 * h)) * next(z)
+        added = (h**2 / 2 - (h * k - 1 + np.exp(-k * h)) / k**2) / (lam[i] - lam[i - 1]) if i else 0.0
+        x = update(x, i, [i, i - 1] if i else [0], added, noise)
+    raise AssertionError
+
+
+def sde_dpmpp_3m(s: Array, denoised: Denoiser, x: Array, z: Noises, eta: float) -> Array:
+    """k-diffusion's sample_dpmpp_3m_sde on x / alpha, in its phi_2 and phi_3."""
+    lam, d = -np.log(s[:-1]), []
+    for i in range(len(s) - 2):
+        d.append(denoised(x, 1.0, s[i]))
+        h = lam[i + 1] - lam[i]
+        big = h * (1 + eta)
+        phi_2 = np.expm1(-big) / big + 1
+        phi_3 = phi_2 / big - 0.5
+        x = np.exp(-big) * x - np.expm1(-big) * d[i]
+        if i == 1:
+            x = x + phi_2 * (d[1] - d[0]) * h / (lam[1] - lam[0])
+        if i > 1:
+            h1, h2 = lam[i] - lam[i - 1], lam[i - 1] - lam[i - 2]
+            new, old = (d[i] - d[i - 1]) * h / h1, (d[i - 1] - d[i - 2]) * h / h2
+            x = x + phi_2 * (new + (new - old) * h1 / (h1 + h2)) - phi_3 * (new - old) * h / (h1 + h2)
+        if eta:
+            x = x + s[i + 1] * np.sqrt(1 - np.exp(-2 * h * eta)) * next(z)
+    return denoised(x, 1.0, s[-2])
+
+
 def heun_churn(s: Array, denoised: Denoiser, x: Array, z: Noises, gammas: list[float], s_noise: float) -> Array:
     """Karras et al. 2022, Algorithm 2 on x / alpha, but that x arrives at the first t^ already; s ends on 0."""
     for i, (now, to) in enumerate(zip(s[:-1], s[1:], strict=True)):
@@ -126,6 +180,14 @@ CASES: dict[str, tuple[str, dict[str, object], Reference]] = {
         {"tau": 0.6, "predictor": 4, "corrector": 2},
         lambda *a: sa_solver(*a, 0.6, (4, 2)),
     ),
+    "sa_solver few steps": (
+        "sa_solver",
+        {"tau": 0.6, "predictor": 2, "corrector": 1, "form": "few_steps"},
+        lambda *a: sa_solver_few_steps(*a, 0.6),
+    ),
+    "sde_dpmpp_3m": ("sde_dpmpp_3m", {}, lambda *a: sde_dpmpp_3m(*a, 1.0)),
+    "sde_dpmpp_3m 0": ("sde_dpmpp_3m", {"eta": 0.0}, lambda *a: sde_dpmpp_3m(*a, 0.0)),
+    "sde_dpmpp_3m 0.3": ("sde_dpmpp_3m", {"eta": 0.3}, lambda *a: sde_dpmpp_3m(*a, 0.3)),
     "sa_solver 2, 0": ("sa_solver", {"predictor": 2, "corrector": 0}, lambda *a: sa_solver(*a, 1.0, (2, 0))),
 }
 
@@ -289,6 +351,9 @@ def test_moments_on_gaussian_data_are_those_of_the_published_loop(name: str, arg
         ("heun_churn", {"s_tmax": np.inf}, "None is no upper bound"),
         ("sa_solver", {"s_tmin": np.inf}, "None is no upper bound"),
         ("sa_solver", {"tau": np.nan}, "tau = nan must be finite"),
+        ("sde_dpmpp_3m", {"eta": -1.0}, "eta = -1.0 must be finite and not negative"),
+        ("sa_solver", {"form": "short"}, "unknown form = 'short'; choose exact or few_steps"),
+        ("sa_solver", {"orders": "12"}, "orders = '12': give one digit of 1 to 4 for each of the 20 rows"),
         ("sa_solver", {"predictor": 0}, r"predictor = 0 must be a whole number in 1 \.\. 4"),
         ("sa_solver", {"corrector": 4}, r"corrector = 4 must be a whole number in 0 \.\. 3"),
         ("sa_solver", {"corrector": True}, "corrector = True is no option of sa_solver"),

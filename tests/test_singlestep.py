@@ -99,6 +99,54 @@ def test_published_algorithms(name: str, nfe: int, orders: list[int], kind: str)
     np.testing.assert_allclose(run(p, random_network, x)[-1], want, rtol=0, atol=1e-12 * np.abs(want).max())
 
 
+@pytest.mark.parametrize("name", ["dpm_2", "dpmpp_2s", "dpm_3", "dpmpp_3s"])
+@pytest.mark.parametrize("kind", ["taylor", "midpoint"])
+def test_other_solver_types_in_the_authors_phis(name: str, kind: str) -> None:
+    """The authors' singlestep_dpm_solver_second_update and _third_update, solver_type "taylor"; "midpoint" has
+    (e^H - 1) / 2 in its middle stage where they have phi_22."""
+    schedule, stages = SCHEDULES["linear"], METHODS[name].stages
+    t0, t1 = 800.0, 300.0
+    p = plan(name, schedule, stages + 1, [t0, t1], solver_type=kind)
+    al, si, la = schedule.alpha, schedule.sigma, schedule.lam
+    data = METHODS[name].frames[0][0] == "x0"
+    sign, A, B = (-1, si, al) if data else (1, al, si)
+    h = la(t1) - la(t0)
+
+    def f(x: Array, t: float) -> Array:
+        x0 = random_network(x, float(al(t)), float(si(t)))
+        return x0 if data else (x - al(t) * x0) / si(t)
+
+    def phi(k: int, r: float) -> float:
+        H = sign * r * h
+        first = np.expm1(H)
+        return {1: first, 2: first / H - 1, 3: (first / H - 1) / H - 0.5}[k]
+
+    def at(r: float) -> float:
+        return float(schedule.t_of_lam(la(t0) + r * h))
+
+    m0 = f(X, t0)
+    if stages == 2:
+        m1 = f(A(at(0.5)) / A(t0) * X - B(at(0.5)) * phi(1, 0.5) * m0, at(0.5))
+        weight = phi(2, 1) if kind == "taylor" else phi(1, 1) / 2
+        update = phi(1, 1) * m0 + weight * (m1 - m0) / 0.5
+    else:
+        r1, r2 = 1 / 3, 2 / 3
+        m1 = f(A(at(r1)) / A(t0) * X - B(at(r1)) * phi(1, r1) * m0, at(r1))
+        weight = phi(2, r2) if kind == "taylor" else phi(1, r2) / 2
+        m2 = f(A(at(r2)) / A(t0) * X - B(at(r2)) * (phi(1, r2) * m0 + r2 / r1 * weight * (m1 - m0)), at(r2))
+        d10, d11 = (m1 - m0) / r1, (m2 - m0) / r2
+        d1, d2 = (r2 * d10 - r1 * d11) / (r2 - r1), 2 * (d11 - d10) / (r2 - r1)
+        taylor = phi(1, 1) * m0 + phi(2, 1) * d1 + phi(3, 1) * d2
+        update = taylor if kind == "taylor" else phi(1, 1) * m0 + phi(2, 1) * d11
+    want = A(t1) / A(t0) * X - B(t1) * update
+    np.testing.assert_allclose(run(p, random_network, X)[stages], want, rtol=0, atol=1e-12)
+
+
+def test_unknown_solver_type() -> None:
+    with pytest.raises(ValueError, match="unknown solver_type = 'heun'; choose dpmsolver, taylor, midpoint"):
+        plan("dpm_2", SCHEDULES["linear"], 9, solver_type="heun")
+
+
 def test_stages_lie_at_fractions_of_the_step_in_lam() -> None:
     schedule = SCHEDULES["linear"]
     for name, fractions in (("dpm_2", [0, 1 / 2, 1]), ("dpm_3", [0, 1 / 3, 2 / 3, 1])):

@@ -3,7 +3,7 @@
 Everything here runs in float64 numpy; only `work_precision` of a `Model` loads torch, and only a plot matplotlib.
 """
 
-from .checks import amplification, warnings
+from .checks import amplification, rounding, warnings
 from .drawing import draw
 from .growth import Stability, stability
 from .moments import gaussian_moments, wasserstein_gaussian
@@ -24,6 +24,7 @@ __all__ = [
     "gaussian_moments",
     "mixture",
     "observed_order",
+    "rounding",
     "stability",
     "trajectory",
     "warnings",

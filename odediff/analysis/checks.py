@@ -14,6 +14,7 @@ from .growth import stability
 from .plotting import check_path, figure, over_rows, save, style
 
 LIMIT = 100.0  # a row that amplifies more leaves float32 with 5 of its 7 digits
+WHOLE = 2.0**14  # of a whole plan: a relative error of 1e-3 in float32
 
 
 def amplification(plan: Plan, *, plot: str | Path | None = None) -> Array:
@@ -30,6 +31,19 @@ def amplification(plan: Plan, *, plot: str | Path | None = None) -> Array:
         axes.set_title(f"{plan.method or 'plan'}, {plan.nfe} evaluations")
         save(canvas, plot)
     return factors
+
+
+def rounding(plan: Plan) -> float:
+    """How much a whole plan may amplify rounding: each row's amplification, times what becomes of an error made there.
+
+        max_s sum_i amplification_i |dy_S / dy_{i+1}|    s over the scales of the data in `stability`
+
+    A value of A leaves a float32 sample log10(2^24 / A) of its 7 digits. The growth is that of the exact network's
+    Jacobian on Gaussian data; docs/analysis.md has the measured losses beside it.
+    """
+    growth = stability(plan).growth
+    after = np.concatenate([growth[:, 1:], np.ones((len(growth), 1))], axis=1)
+    return float((after @ plan.amplification).max())
 
 
 def warnings(plan: Plan) -> list[str]:
@@ -53,6 +67,16 @@ def _rounding(plan: Plan) -> Iterator[str]:
         )
 
 
+def _whole(plan: Plan) -> Iterator[str]:
+    factor = rounding(plan)
+    if factor > WHOLE:
+        digits = max(0.0, np.log10(2.0**24 / factor))
+        yield (
+            f"rounding grows {factor:.3g} times by the end of the plan: a float32 sample may keep {digits:.1f} digits; "
+            "use a method in x0, v or flow space, a lower order or another grid"
+        )
+
+
 def _growth(plan: Plan) -> Iterator[str]:
     found = stability(plan)
     m, i = np.unravel_index(found.growth.argmax(), found.growth.shape)
@@ -68,4 +92,4 @@ def _budget(plan: Plan) -> Iterator[str]:
         yield said
 
 
-CHECKS: tuple[Callable[[Plan], Iterator[str]], ...] = (_rounding, _growth, _budget)
+CHECKS: tuple[Callable[[Plan], Iterator[str]], ...] = (_rounding, _whole, _growth, _budget)

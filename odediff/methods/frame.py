@@ -161,6 +161,16 @@ def point(schedule: Schedule, t: float) -> Point:
     return Point(t, float(schedule.alpha(t)), float(schedule.sigma(t)))
 
 
+def expansion(H: float, d: Array, d1: Array | float = 0.0, d2: Array | float = 0.0) -> Array:
+    """phi_1 d + phi_2 D1 + phi_3 D2, phi_1 = e^H - 1, phi_2 = phi_1/H - 1, phi_3 = phi_2/H - 1/2: what the integral of
+    d + s D1 + s^2 D2/2, s from 0 to 1 along a step in lam, is made of (Lu et al. 2022a).
+
+    x' = A'/A x - B' expansion(H, ..) with (A, B, H) = (alpha, sigma, h) on eps and (sigma, alpha, -h) on x0.
+    """
+    phi = np.expm1(H)
+    return phi * d + (phi / H - 1) * d1 + ((phi - H) / H**2 - 0.5) * d2
+
+
 def first_order(space: str, p: Point, to: Point) -> tuple[float, float]:
     """(a, b) of x' = a x + b d that keeps x0 and eps, in any space and up to the ends of the schedule: DDIM's step.
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..schedule import Array
 from ..trace import Network, Point
-from .frame import Grid, first_order
+from .frame import Grid, expansion, first_order
 
 History = list[tuple[Array, Point]]
 
@@ -96,26 +96,37 @@ def dpmpp(f: Network, x: Array, grid: Grid, *, order: int) -> Array:
     h = lam' - lam, r_k = (lam_{i-k} - lam_{i-k-1}) / h, D0 = d_i, D1, D2 the published differences:
     x' = sigma'/sigma x - alpha' ((e^-h - 1) (D0 + D1/2))                                                     2M
     x' = sigma'/sigma x - alpha' ((e^-h - 1) D0 - ((e^-h - 1)/h + 1) D1 + ((e^-h - 1 + h)/h^2 - 1/2) D2)      3M
+
+    On eps, with alpha and sigma exchanged and -h for h, it is the authors' multistep DPM-Solver.
     """
     d: list[Array] = []
     lam = [p.lam for p in grid.points]
     for i, (start, end) in enumerate(zip(grid.points, grid.points[1:], strict=False)):
         d.insert(0, f(x, start))
         if end.sigma == 0:
-            return d[0]
+            a, b = first_order(grid.space, start, end)
+            return a * x + b * d[0]
         h = lam[i + 1] - lam[i]
-        phi1 = np.expm1(-h)
-        r0, r1 = ((lam[i - k] - lam[i - k - 1]) / h if i > k else np.inf for k in (0, 1))
-        d10 = (d[0] - d[1]) / r0 if i > 0 else 0.0 * x
+        b, H = (end.sigma, h) if grid.space == "eps" else (end.alpha, -h)
         if order == 2 or i < 2:
-            update = phi1 * (d[0] + d10 / 2)
+            r0 = (lam[i] - lam[i - 1]) / h if i > 0 else np.inf
+            update = np.expm1(H) * (d[0] + (d[0] - d[1]) / (2 * r0) if i > 0 else d[0])
         else:
-            d11 = (d[1] - d[2]) / r1
-            w = r0 / (r0 + r1) if np.isfinite(r1) else 0.0
-            d1, d2 = d10 + w * (d10 - d11), (d10 - d11) / (r0 + r1)
-            update = phi1 * d[0] - (phi1 / h + 1) * d1 + ((phi1 + h) / h**2 - 0.5) * d2
-        x = end.sigma / start.sigma * x - end.alpha * update
+            update = expansion(H, d[0], *differences(d, lam[i - 2 : i + 2]))
+        x = grid.scale(end) / grid.scale(start) * x - b * update
     return x
+
+
+def differences(d: list[Array], lam: list[float]) -> tuple[Array, Array]:
+    """The published D1 and D2 of the last three predictions, newest first, made at lam[2], lam[1], lam[0].
+
+    D2 is the divided difference h^2 d''/2, where an expansion would have h^2 d''.
+    """
+    h = lam[3] - lam[2]
+    r0, r1 = (lam[2] - lam[1]) / h, (lam[1] - lam[0]) / h
+    d10, d11 = (d[0] - d[1]) / r0, (d[1] - d[2]) / r1
+    w = r0 / (r0 + r1) if np.isfinite(r1) else 0.0
+    return d10 + w * (d10 - d11), (d10 - d11) / (r0 + r1)
 
 
 def unipc(f: Network, x: Array, grid: Grid, *, order: int, b: str = "bh2", orders: str = "") -> Array:
@@ -129,7 +140,7 @@ def unipc(f: Network, x: Array, grid: Grid, *, order: int, b: str = "bh2", order
     interpolating polynomial in lam, whatever B(h); for p = 2 and p = 1 the authors put 1/2 for its solution.
     ValueError: another b; orders of another length, or with other digits than 1 .. 4.
     """
-    by_row = _row_orders(order, orders, len(grid.points) - 1)
+    by_row = row_orders(order, orders, len(grid.points) - 1)
     if b not in ("bh1", "bh2"):
         raise ValueError(f"unknown b = {b!r}; choose bh1 or bh2")
     history: History = []
@@ -144,7 +155,7 @@ def unipc(f: Network, x: Array, grid: Grid, *, order: int, b: str = "bh2", order
     return x
 
 
-def _row_orders(order: int, orders: str, rows: int) -> list[int]:
+def row_orders(order: int, orders: str, rows: int) -> list[int]:
     if not orders:
         return [order] * rows
     if orders == "falling":

@@ -14,6 +14,8 @@ from . import edm, linear, multistep, sde, singlestep, stochastic
 from . import tableaus as rk
 from .frame import FRAMES, VARIABLES
 
+Split = Callable[[int], list[int]]
+
 
 @dataclass(frozen=True)
 class Method:
@@ -41,7 +43,7 @@ class Method:
     stochastic: bool = False
     noise: str = ""
     overdispersed: Callable[[Mapping[str, Any]], bool] = lambda args: False
-    split: Callable[[int], list[int]] | None = None
+    split: Split | None = None
 
     @property
     def space(self) -> str:
@@ -110,8 +112,26 @@ def _unipc(order: int) -> Method:
     )
 
 
-def _dpm_solver(stages: int, frames: tuple[tuple[str, str], ...], source: str, where: str) -> Method:
-    return Method(singlestep.dpm_solver, stages, source, where, frames, "quadratic", stages=stages, min_nfe=stages + 1)
+def _dpm_solver(
+    stages: int, frames: tuple[tuple[str, str], ...], source: str, where: str, split: Split | None = None
+) -> Method:
+    return Method(
+        singlestep.dpm_solver,
+        stages,
+        source,
+        where,
+        frames,
+        "quadratic",
+        stages=stages,
+        min_nfe=stages + 1 + (split is not None),
+        args={"solver_type": "dpmsolver"},
+        split=split,
+    )
+
+
+def _dpmpp_multistep(order: int, where: str) -> Method:
+    run = partial(multistep.dpmpp, order=order)
+    return Method(run, 2, "lu2022b", where, (*_X0, *_EPS), "quadratic", min_nfe=order + 1)
 
 
 _EULER = tuple((space, _NATURAL[space]) for space in ("x0", "eps", "v", "flow"))
@@ -160,26 +180,14 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "deis_3": _deis(3),
         "deis_4": _deis(4),
         "ipndm": Method(multistep.ipndm, 2, "zhang2023", "iPNDM", (("eps", "rho"),), "quadratic", min_nfe=5),
-        "dpmpp_2m": Method(partial(multistep.dpmpp, order=2), 2, "lu2022b", "Algorithm 2", _X0, "quadratic", min_nfe=3),
-        "dpmpp_3m": Method(
-            partial(multistep.dpmpp, order=3), 2, "lu2022b", "authors' code", _X0, "quadratic", min_nfe=4
-        ),
+        "dpmpp_2m": _dpmpp_multistep(2, "Algorithm 2"),
+        "dpmpp_3m": _dpmpp_multistep(3, "authors' code"),
         "unipc_2": _unipc(2),
         "unipc_3": _unipc(3),
         "unipc_4": _unipc(4),
         "dpm_2": _dpm_solver(2, _EPS, "lu2022a", "Algorithm 1, r1 = 1/2"),
         "dpm_3": _dpm_solver(3, _EPS, "lu2022a", "Algorithm 2, r1 = 1/3, r2 = 2/3"),
-        "dpm_fast": Method(
-            singlestep.dpm_solver,
-            3,
-            "lu2022a",
-            "DPM-Solver-fast",
-            _EPS,
-            "quadratic",
-            stages=3,
-            min_nfe=5,
-            split=singlestep.fast,
-        ),
+        "dpm_fast": _dpm_solver(3, _EPS, "lu2022a", "DPM-Solver-fast", singlestep.fast),
         "dpmpp_2s": _dpm_solver(2, _X0, "lu2022b", "Algorithm 1, r = 1/2"),
         "dpmpp_3s": _dpm_solver(3, _X0, "lu2022b", "authors' code"),
         "lms": Method(linear.lms, 4, "crowson2022", "sample_lms", _RHO, "quadratic", min_nfe=5, args={"order": 4}),
@@ -238,6 +246,17 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             min_nfe=3,
             stochastic=True,
         ),
+        "sde_dpmpp_3m": Method(
+            sde.sde_dpmpp_3m,
+            2,
+            "crowson2022",
+            "sample_dpmpp_3m_sde",
+            _X0,
+            "quadratic",
+            min_nfe=4,
+            args={"eta": 1.0},
+            stochastic=True,
+        ),
         "sa_solver": Method(
             sde.sa_solver,
             2,
@@ -246,7 +265,15 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             _X0,
             "quadratic",
             min_nfe=4,
-            args={"tau": 1.0, "predictor": 3, "corrector": 3, "s_tmin": 0.0, "s_tmax": None},
+            args={
+                "tau": 1.0,
+                "predictor": 3,
+                "corrector": 3,
+                "s_tmin": 0.0,
+                "s_tmax": None,
+                "form": "exact",
+                "orders": "",
+            },
             stochastic=True,
             noise="tau",
         ),

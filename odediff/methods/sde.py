@@ -10,8 +10,10 @@ import numpy as np
 
 from ..schedule import Array
 from ..trace import Network, Point
-from .frame import Grid
-from .multistep import History, recent
+from .frame import Grid, expansion
+from .multistep import History, differences, recent, row_orders
+
+FORMS = ("exact", "few_steps")
 
 
 def euler_ancestral(f: Network, x: Array, grid: Grid, *, eta: float) -> Array:
@@ -55,8 +57,48 @@ def sde_dpmpp_2m(f: Network, x: Array, grid: Grid) -> Array:
     return x
 
 
+def sde_dpmpp_3m(f: Network, x: Array, grid: Grid, *, eta: float) -> Array:
+    """DPM-Solver++(3M) on the SDE whose squared noise is eta times the reverse SDE's (Crowson, k-diffusion:
+    sample_dpmpp_3m_sde).
+
+        x' = sigma'/sigma e^(-eta h) x - alpha' expansion(-(1 + eta) h, d, D1, D2) + sigma' sqrt(1 - e^(-2 eta h)) z
+
+    with the published differences of `dpmpp`, the second row with D1 = (d_i - d_{i-1}) / r alone (`frame.expansion`).
+    eta = 0 is the ODE, eta = 1 the reverse SDE, where the first row is `ddim` with eta = 1. ValueError: eta < 0.
+    """
+    if not 0 <= eta < np.inf:
+        raise ValueError(f"eta = {eta} must be finite and not negative: 0 is the ODE, 1 the reverse SDE")
+    d: list[Array] = []
+    lam = [p.lam for p in grid.points]
+    for i, (start, end) in enumerate(zip(grid.points, grid.points[1:], strict=False)):
+        d.insert(0, f(x, start))
+        if end.sigma == 0:
+            return d[0]
+        h, ratio = lam[i + 1] - lam[i], end.rho / start.rho  # ratio = e^-h, 0 where alpha = 0
+        if not np.isfinite(h):
+            update = -d[0]
+        elif i < 2:
+            update = expansion(-(1 + eta) * h, d[0], (d[0] - d[1]) * h / (lam[i] - lam[i - 1]) if i else 0.0)
+        else:
+            update = expansion(-(1 + eta) * h, d[0], *differences(d, lam[i - 2 : i + 2]))
+        x = end.sigma / start.sigma * ratio**eta * x - end.alpha * update
+        if eta > 0:
+            x = x + end.sigma * np.sqrt(1 - ratio ** (2 * eta)) * f.noise()
+    return x
+
+
 def sa_solver(
-    f: Network, x: Array, grid: Grid, *, tau: float, predictor: int, corrector: int, s_tmin: float, s_tmax: float | None
+    f: Network,
+    x: Array,
+    grid: Grid,
+    *,
+    tau: float,
+    predictor: int,
+    corrector: int,
+    s_tmin: float,
+    s_tmax: float | None,
+    form: str = "exact",
+    orders: str = "",
 ) -> Array:
     """SA-Solver: Adams on the SDE whose noise is tau times the reverse SDE's (Xue et al. 2023, eq. 15 and 18).
 
@@ -66,8 +108,15 @@ def sa_solver(
     over the last `predictor` predictions, 1 to 4, then again from the same x and z over the one made at x' and
     `corrector` earlier ones, 0 (no correction) to 3. tau >= 0 where s_tmin <= rho <= s_tmax at a step's start (None: no
     bound), else 0; tau = 0 is the ODE, tau = 1 with predictor = 1 and corrector = 0 `ddim` with eta = 1.
+    form: "exact", or "few_steps", which puts (1 + tau^2) h^2 / 2 for the integral that the slope of two predictions is
+    multiplied with (the authors' adams_.._update_few_steps, ib. appendix D).
+    orders: the most predictions of the predictor, and of earlier ones in the corrector, in every row, one digit each,
+    as the authors' lower_order_final falls to 1 at the end ("3333321"); empty: no bound.
     ValueError: an option outside these ranges.
     """
+    if form not in FORMS:
+        raise ValueError(f"unknown form = {form!r}; choose {' or '.join(FORMS)}")
+    most = row_orders(4, orders, len(grid.points) - 1)
     low, high = noise_levels(s_tmin, s_tmax)
     if not 0 <= tau < np.inf:
         raise ValueError(f"tau = {tau} must be finite and not negative: 0 is the ODE, 1 the reverse SDE")
@@ -76,18 +125,31 @@ def sa_solver(
             raise ValueError(f"{name} = {count!r} must be a whole number in {least} .. {least + 3}")
     history: History = []
     previous, noise, squared = x, 0.0 * x, 0.0  # of the row before: its start, its noise term and tau^2
-    for start, end in zip(grid.points, grid.points[1:], strict=False):
+    for i, (start, end) in enumerate(zip(grid.points, grid.points[1:], strict=False)):
         new = (f(x, start), start)
         if history and corrector and history[-1][1].alpha:
-            x = _adams(grid, previous, [new, *recent(grid, history, corrector)], squared, history[-1][1], start) + noise
+            nodes = [new, *recent(grid, history, min(corrector, most[i - 1]))]
+            x = _row(grid, previous, nodes, squared, history[-1][1], start, form) + noise
         history.append(new)
         if end.sigma == 0:
             return new[0]
         squared = tau**2 if low <= start.rho <= high else 0.0
         scale = end.sigma * np.sqrt(1 - (end.rho / start.rho) ** (2 * squared))
         previous, noise = x, scale * f.noise() if scale > 0 else 0.0 * x
-        x = _adams(grid, x, recent(grid, history, predictor) or [new], squared, start, end) + noise
+        nodes = recent(grid, history, min(predictor, most[i])) or [new]
+        x = _row(grid, x, nodes, squared, start, end, form) + noise
     return x
+
+
+def _row(grid: Grid, x: Array, nodes: History, squared: float, start: Point, end: Point, form: str) -> Array:
+    """The row without its noise, in the authors' form for few steps where two predictions make a slope."""
+    if form == "exact" or len(nodes) != 2:
+        return _adams(grid, x, nodes, squared, start, end)
+    (d0, p0), (d1, p1) = nodes
+    ratio, power, h = end.rho / start.rho, 1 + squared, end.lam - start.lam
+    d = d0 if p0 is start else d1
+    update = (1 - ratio**power) * d + power * h**2 / 2 * (d0 - d1) / (p0.lam - p1.lam)
+    return end.sigma / start.sigma * ratio**squared * x + end.alpha * update
 
 
 def _adams(grid: Grid, x: Array, nodes: History, squared: float, start: Point, end: Point) -> Array:
