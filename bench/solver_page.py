@@ -15,7 +15,7 @@ from rivals import Setting
 from work_precision import NFE, Rows
 
 from odediff.methods import METHODS
-from odediff.methods.default import RULE
+from odediff.methods.rule import RULE
 
 PAGE = README.parent / "docs" / "solvers.md"
 PLOTS = README.parent / "docs" / "solvers"

@@ -151,7 +151,7 @@ def sample(
     else:
         from .methods import METHODS
         from .methods import plan as compile_plan
-        from .methods.default import advice
+        from .methods.rule import advice
 
         if solver is not None and (not isinstance(solver, str) or solver not in METHODS):
             raise unknown("solver", solver, (*METHODS, *adaptive.ADAPTIVE, *adaptive.FIXED))

@@ -67,7 +67,7 @@ def test_the_budgets_that_runge_kutta_warns_below_are_the_measured_ones():
     import solver_page
     import work_precision
 
-    from odediff.methods.default import AHEAD_OF_DDIM
+    from odediff.methods.rule import AHEAD_OF_DDIM
 
     made = solver_page.against_ddim(work_precision.load()["rows"], "median")
     assert {len(ratios) for ratios in made["rk4"].values()} == {2}

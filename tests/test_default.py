@@ -9,7 +9,7 @@ from exact import SCHEDULES, gaussian, run
 
 import odediff
 from odediff.methods import METHODS, plan
-from odediff.methods.default import AHEAD_OF_DDIM, RULE, advice, default
+from odediff.methods.rule import AHEAD_OF_DDIM, RULE, advice, default
 
 BUDGETS = (*range(1, 13), 15, 20, 30, 60)
 

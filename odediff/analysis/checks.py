@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..methods.default import advice
+from ..methods.rule import advice
 from ..plans import Plan
 from ..schedule import Array
 from .growth import stability

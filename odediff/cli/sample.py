@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..methods import METHODS
 from ..methods import plan as compile_plan
-from ..methods.default import advice
+from ..methods.rule import advice
 from .options import (
     Commands,
     add_command,

@@ -15,10 +15,10 @@ from ..schedule import Array, Schedule
 from ..spaces import SPACES
 from ..trace import Point, lower, probe
 from .bibliography import BIBTEX
-from .default import default
 from .frame import LIMIT, Grid, point
 from .options import checked
 from .registry import METHODS, Method
+from .rule import default
 
 __all__ = ["METHODS", "Method", "PrecisionWarning", "cite", "plan"]
 
