@@ -508,7 +508,10 @@ def test_without_a_command_the_help_is_shown(capsys):
         ("plan rk4 --space noise", "invalid choice: 'noise'"),
         ("plan rk4 --option", "expected one argument"),
         ("plan rk4 --option tau=1", "rk4 has no option 'tau'; it takes none"),
-        ("plan sa_solver --option nfe=3", "sa_solver has no option 'nfe'; it takes ['corrector', 'form', 'orders', 'predictor'"),
+        (
+            "plan sa_solver --option nfe=3",
+            "sa_solver has no option 'nfe'; it takes ['corrector', 'form', 'orders', 'predictor'",
+        ),
         ("plan sa_solver --option tau", "--option tau: write KEY=VALUE, such as s_churn=10"),
         ("plan sa_solver --option =1", "--option =1: write KEY=VALUE"),
         ("plan sa_solver --option tau=x", "tau = 'x' is no option of sa_solver, which takes float there"),

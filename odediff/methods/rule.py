@@ -17,9 +17,12 @@ class Choice(NamedTuple):
 
 RULE = (
     Choice(1, "ddim", None, None, "quadratic"),
-    Choice(3, "abm2", "flow", "t", "uniform"),
-    Choice(4, "abm3", "flow", "t", "uniform"),
-    Choice(9, "abm3", "flow", "t", "quadratic"),
+    Choice(3, "ab2", "flow", "t", "power:1.25"),
+    Choice(4, "abm3", "x0", "lam", "power:1.25"),
+    Choice(7, "abm2", "flow", "t", "power:1.5"),
+    Choice(10, "abm2", "flow", "t", "power:1.75"),
+    Choice(15, "abm4", "flow", "t", "power:1.75"),
+    Choice(20, "abm4", "flow", "t", "asinh"),
 )
 
 
