@@ -111,9 +111,9 @@ def summary(per: dict[tuple[str, int], float], found: Cells) -> str:
 
 
 def fixed(found: Cells, measure: str) -> dict[str, tuple[str, dict[tuple[str, int], float]]]:
-    """Per family the one setting whose errors over the best peer's have the least geometric mean over the cells of 5 to
-    30 evaluations, of those that are in all of them; and its ratios."""
-    wanted = inside(dict.fromkeys(found, 0.0))
+    """Per family the one setting whose errors over the best peer's have the least geometric mean over the networks'
+    cells of 5 to 30 evaluations, of those that are in all of them; and its ratios."""
+    wanted = {key for key in inside(dict.fromkeys(found, 0.0)) if not is_exact(key[0])}
     least = {
         key: peer[measure]
         for key in wanted
@@ -312,17 +312,17 @@ def bars(found: Cells, measure: str) -> str:
     lines = [
         f"Error over that of the best peer of each cell, geometric means over budgets of {MEAN[0]} to {MEAN[1]}; a "
         "peer would have to be the best everywhere to have 1.00. Below the default, the one setting of each family "
-        "that does best over all cells.",
+        "that does best over the networks' cells, of those that ran in all.",
         "",
-        "| | " + " | ".join(problems) + " | all | worst cell |",
+        "| | " + " | ".join(problems) + " | networks | worst on networks |",
         "|---|" + "---|" * (len(problems) + 2),
     ]
     for family, (setting, one) in chosen.items():
+        nets = [value for (problem, _), value in one.items() if not is_exact(problem)]
         means = [geometric([value for (at, _), value in one.items() if at == problem]) for problem in problems]
+        numbers = [*means, geometric(nets), max(nets, default=math.nan)]
         name = f"{family} `{setting}`" if setting else family
-        worst = max(one.values(), default=math.nan)
-        numbers = " | ".join(f"{mean:.2f}" for mean in [*means, geometric(list(one.values())), worst])
-        lines.append(f"| {name} | {numbers} |")
+        lines.append(f"| {name} | " + " | ".join("" if math.isnan(x) else f"{x:.2f}" for x in numbers) + " |")
     if "diffusers" in chosen:
         theirs = chosen["diffusers"][1]
         lost = [f"{p} at {n} ({per[p, n] / theirs[p, n]:.2f})" for p, n in sorted(theirs) if per[p, n] >= theirs[p, n]]
