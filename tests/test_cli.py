@@ -248,7 +248,7 @@ def test_plan_prints_warnings(capsys):
     _, verdict = table_and_verdict(run(capsys, "plan ipndm --nfe 8 --grid karras"))
     plan = odediff.plan("ipndm", odediff.schedule.linear(), nfe=8, grid="karras")
     assert verdict[2:] == [["warning", said] for said in analysis.warnings(plan)]
-    assert len(verdict) == 3
+    assert len(verdict) == 4
 
 
 def test_plan_draws_the_plan(tmp_path, capsys):
