@@ -415,7 +415,7 @@ def test_space_variable_and_determinism_are_those_of_the_default_plan(name: str)
 
 def test_which_methods_add_noise() -> None:
     noisy = {name: method.deterministic for name, method in METHODS.items() if method.stochastic}
-    always = ("ddpm", "heun_churn", "euler_ancestral", "sde_dpmpp_2m", "sa_solver")
+    always = ("ddpm", "heun_churn", "euler_ancestral", "sde_dpmpp_2m", "sde_dpmpp_3m", "sa_solver")
     assert noisy == {"ddim": True, **dict.fromkeys(always, False)}
 
 

@@ -36,7 +36,7 @@ PUBLIC = {
 FIRST_LINES = """
 import odediff, pathlib, sys
 print(odediff.__file__)
-x = odediff.sample(odediff.load("mnist"), solver="rk4", nfe=6, n=2, seed=0)
+x = odediff.sample(odediff.load("mnist"), solver="rk4", nfe=10, n=2, seed=0)
 odediff.save_images(x, "grid.png")
 print(tuple(x.shape), float(x.min()), float(x.max()), float(x.std()))
 """
