@@ -584,7 +584,10 @@ def test_an_interrupt_is_one_line_and_exit_code_130(tiny, images, tmp_path, caps
     def interrupt(*_, **__):
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr("odediff.methods.plan", interrupt)
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("odediff.methods.plan", interrupted)
     assert main(["plan", "rk4"]) == 130
     assert capsys.readouterr().err == "odediff: interrupted\n"
     monkeypatch.setattr("odediff.sampling.sample", lambda *_, **__: interrupt() or torch.zeros(1, 1, 8, 8))
