@@ -111,7 +111,7 @@ def promising(rows: Rows, nfe: int, within: float) -> set[str] | None:
 def measure(data: dict[str, Any], problem: Problem, args: argparse.Namespace) -> None:
     """Add the rows that are asked for and missing, budget by budget, saving after each."""
     truth, doubt = problem.reference(REFERENCE_NFE)
-    about = {"n": len(problem.noise), "reference_doubt": doubt, "engine": args.engine, "within": args.within}
+    about = {"n": len(problem.noise), "reference_doubt": doubt, "engine": args.engine}
     data["problems"][problem.name] = about
     for family in args.families:
         chosen = settings(family, args.ours == "all")
@@ -137,9 +137,8 @@ def measure(data: dict[str, Any], problem: Problem, args: argparse.Namespace) ->
                 save(data, problem.name, args.out)
         if added := len(data["rows"]) - before:
             versions = {name: version(name) for name in PACKAGES}
-            data["parts"].append(
-                {"problem": problem.name, "family": family, "rows": added, **environment(), "versions": versions}
-            )
+            part = {"problem": problem.name, "family": family, "rows": added, "within": args.within}
+            data["parts"].append({**part, **environment(), "versions": versions})
             save(data, problem.name, args.out)
 
 

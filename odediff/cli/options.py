@@ -43,7 +43,7 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--grid",
         metavar="NAME",
-        help=f"where along the schedule the network is evaluated: {', '.join(GRIDS)} (default: the solver's own)",
+        help=f"where along the schedule the network is run: {', '.join(GRIDS)}, power:P (default: the solver's own)",
     )
     parser.add_argument("--space", choices=SPACES, help="space of the predictions it works with (default: its own)")
     parser.add_argument("--variable", choices=VARIABLES, help="variable it integrates over (default: its own)")

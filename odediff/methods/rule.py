@@ -1,4 +1,4 @@
-"""The solver that is taken when none is named: a rule of the schedule and the budget, measured in docs/solvers.md."""
+"""The solver that is taken when none is named: a rule of the budget, measured in docs/solvers.md."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def default(nfe: int) -> Choice:
     return max(choice for choice in RULE if choice.least <= max(nfe, 1))
 
 
-# The budget from which a method of several stages has less error than ddim, both as they come, on both trained networks
-# of docs/solvers.md, at this budget and the larger ones measured there.
+# The budget from which a Runge-Kutta method has less error than ddim, both as they come, on both trained networks of
+# docs/solvers.md, at this budget and the larger ones measured there.
 AHEAD_OF_DDIM = {"heun": 15, "midpoint": 4, "rk3": 8, "rk4": 10, "rk4_38": 10}
 
 
