@@ -72,11 +72,11 @@ class Prediction:
         self.model, self.guidance = model, _checked_guidance(model, guidance)
         if threshold is not None and clip not in (None, False):
             raise ValueError(f"threshold = {threshold!r} and clip = {clip!r} both limit x0; give one of them")
-        self._threshold = None if threshold is None else _checked_threshold(model, threshold)
-        self._limits = model.range if threshold is not None else _clip_limits(model, clip)
+        self.threshold = None if threshold is None else _checked_threshold(model, threshold)
+        self.limits = model.range if threshold is not None else _clip_limits(model, clip)
         if clip_eps not in CLIP_EPS:
             raise ValueError(f"clip_eps = {clip_eps!r}; choose {' or '.join(CLIP_EPS)}")
-        if clip_eps == "keep" and self._limits is None:
+        if clip_eps == "keep" and self.limits is None:
             raise ValueError('clip_eps = "keep" needs a limit on x0: give clip or threshold')
         self._keep = clip_eps == "keep"
 
@@ -135,7 +135,7 @@ class Prediction:
 
     def d(self, x: Tensor, out: Tensor, row: Row) -> Tensor:
         """The prediction in the row's space, a new tensor."""
-        if self._limits is None:
+        if self.limits is None:
             return mix(row.to_d[0], x, row.to_d[1], out)
         m, p, q = row.back
         return limited(m, self.x0(x, out, row), p, x, q, out)
@@ -143,9 +143,9 @@ class Prediction:
     def x0(self, x: Tensor, out: Tensor, row: Row) -> Tensor:
         """The predicted x0 within its limits, a new tensor."""
         x0 = mix(row.to_x0[0], x, row.to_x0[1], out)
-        if self._limits is None:
+        if self.limits is None:
             return x0
-        return x0.clamp_(*self._limits) if self._threshold is None else thresholded(x0, self._threshold, self._limits)
+        return x0.clamp_(*self.limits) if self.threshold is None else thresholded(x0, self.threshold, self.limits)
 
 
 def implied_count(label: Tensor | None, n: int | None, noise: Tensor | None) -> int | None:

@@ -60,8 +60,8 @@ class Sampler:
             raise ValueError(
                 f"the network knows whole times only, the plan has t = {fractional[0]:.3f}; use plan(..., snap=True)"
             )
-        self._prediction = Prediction(model, guidance=guidance, clip=clip, threshold=threshold, clip_eps=clip_eps)
-        self._rows = self._prediction.of_plan(plan)
+        self.prediction = Prediction(model, guidance=guidance, clip=clip, threshold=threshold, clip_eps=clip_eps)
+        self._rows = self.prediction.of_plan(plan)
 
     def __call__(
         self,
@@ -87,7 +87,7 @@ class Sampler:
         model, plan = self.model, self.plan
         label = checked_label(model, label)
         x, batch = start(model, plan.prior_scale, noise, implied_count(label, n, noise), seed)
-        network, predict = self._prediction.network(label, x), self._prediction
+        network, predict = self.prediction.network(label, x), self.prediction
         coefficients = zip(plan.t.tolist(), plan.a.tolist(), plan.b.tolist(), plan.c.tolist(), strict=True)
         history: list[Tensor] = []
         with evaluating(model), tqdm(total=plan.nfe, disable=not progress, desc=plan.method, unit="eval") as bar:
@@ -145,21 +145,28 @@ def sample(
         tolerance: dict[str, Any] = {"rtol": rtol, "atol": atol, "max_nfe": max_nfe}
         return adaptive.solve(model, solver, nfe=nfe, grid=grid, variable=variable, **tolerance, **predict, **draw).x
     _refuse("a fixed-step solver", rtol=rtol, atol=atol, max_nfe=max_nfe)
+    plan = compiled(model, solver, nfe, grid, eta, options)
+    return Sampler(model, plan, clip_eps=clip_eps, **predict)(callback=callback, **draw)
+
+
+def compiled(
+    model: Model, solver: str | Plan | None, nfe: int | None, grid: Any, eta: float | None, options: dict[str, Any]
+) -> Plan:
+    """The plan that `sample` runs: a name's, on the model's schedule, or the one given. Raises as `sample` does."""
     if isinstance(solver, Plan):
         _refuse("a compiled plan", *options, nfe=nfe, grid=grid, eta=eta)
-        plan = solver
-    else:
-        from .methods import METHODS
-        from .methods import plan as compile_plan
-        from .methods.rule import advice
+        return solver
+    from .methods import METHODS
+    from .methods import plan as compile_plan
+    from .methods.rule import advice
 
-        if solver is not None and (not isinstance(solver, str) or solver not in METHODS):
-            raise unknown("solver", solver, (*METHODS, *adaptive.ADAPTIVE, *adaptive.FIXED))
-        args: dict[str, Any] = {"snap": model.integer_times, **({} if eta is None else {"eta": eta}), **options}
-        plan = compile_plan(solver, model.schedule, 20 if nfe is None else nfe, grid, **args)
-        if (said := advice(plan.method, plan.nfe)) is not None:
-            warnings.warn(said, stacklevel=2)
-    return Sampler(model, plan, clip_eps=clip_eps, **predict)(callback=callback, **draw)
+    if solver is not None and (not isinstance(solver, str) or solver not in METHODS):
+        raise unknown("solver", solver, (*METHODS, *adaptive.ADAPTIVE, *adaptive.FIXED))
+    args: dict[str, Any] = {"snap": model.integer_times, **({} if eta is None else {"eta": eta}), **options}
+    plan = compile_plan(solver, model.schedule, 20 if nfe is None else nfe, grid, **args)
+    if (said := advice(plan.method, plan.nfe)) is not None:
+        warnings.warn(said, stacklevel=3)
+    return plan
 
 
 def _refuse(solver: str, *names: str, **options: object) -> None:

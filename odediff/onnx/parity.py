@@ -1,0 +1,101 @@
+"""No file without parity: what was written runs in onnxruntime beside the model in eager torch, on fresh noise.
+
+    network    max |file - model| / max(1, max |model|)                               fp32 and fp16
+    sampler    the largest over samples of the RMS of (file - model), images in [-1, 1] or of any range
+    int8       both as RMS, over the RMS of the model's
+
+The model is run as it is, in float32, whatever the file's precision. A sampler's error is a sample's RMS and not one
+pixel's: a plan may amplify the last bit of a few, in eager torch from one machine to another as much as here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..model import Model
+from ..plans import Plan
+from ..running import evaluating
+from ..sampling import Sampler
+from .runtime import OnnxModel, OnnxSampler, load
+
+BOUNDS = {"fp32": 1e-5, "fp16": 2e-3, "int8": 0.2}
+BATCHES = (1, 2, 5)
+Array = NDArray[np.float32]
+
+
+class ParityError(RuntimeError):
+    """The exported file does not compute what the model does."""
+
+
+class Pair(NamedTuple):
+    """An output of the file, and of the model on the same input."""
+
+    name: str
+    got: Array
+    want: Array
+
+
+def gap(path: Path, model: Model | OnnxModel, plan: Plan | None, options: dict[str, Any], precision: str) -> float:
+    """The largest error of the file on three batches of noise. options: of `Sampler`.
+
+    ParityError: it is above the precision's bound; the message names the output, the batch and the value.
+    """
+    file = load(path)
+    worst, rng = 0.0, np.random.default_rng()
+    for n in (file.about.batch,) * 3 if file.about.batch else BATCHES:
+        label = None if model.num_classes is None else rng.integers(0, model.num_classes, n)
+        if isinstance(file, OnnxSampler):
+            assert plan is not None
+            pair = _images(file, model, plan, options, n, label, int(rng.integers(2**32)))
+        else:
+            pair = _outputs(file, model, n, label, rng)
+        one = _error(pair, precision)
+        if not one <= BOUNDS[precision]:
+            apart = np.abs(pair.got - pair.want)
+            at = tuple(
+                int(k)
+                for k in np.unravel_index(int(np.nanargmax(apart)) if np.isfinite(apart).any() else 0, apart.shape)
+            )
+            raise ParityError(
+                f"{path.name}: {pair.name} is off by {one:.1e} at batch {n}, more than {BOUNDS[precision]:g}, the bound "
+                f"of {precision}; {pair.name}{list(at)} is {pair.got[at]:g} in onnxruntime and {pair.want[at]:g} in eager "
+                "torch; nothing was kept"
+            )
+        worst = max(worst, one)
+    return worst
+
+
+def _outputs(file: OnnxModel, model: Model | OnnxModel, n: int, label: Any, rng: np.random.Generator) -> Pair:
+    """The networks' outputs at a random time."""
+    x = rng.standard_normal((n, *model.shape), dtype=np.float32)
+    t = float(rng.uniform(model.schedule.t_min, model.schedule.t_max))
+    t = float(round(t)) if model.integer_times else t
+    there = torch.from_numpy(x).to(model.device)
+    where = None if label is None else torch.from_numpy(label).to(model.device)
+    with evaluating(model):  # type: ignore[arg-type]
+        want = model(there, t, where)
+    return Pair("out_sample", file(x, t, label), want.cpu().numpy())
+
+
+def _images(
+    file: OnnxSampler, model: Model | OnnxModel, plan: Plan, options: dict[str, Any], n: int, label: Any, seed: int
+) -> Pair:
+    """The samplers' images of a random seed."""
+    if "label" not in file.names:
+        label = None
+    want = Sampler(model, plan, **options)(n=n, seed=seed, label=label)  # type: ignore[arg-type]
+    return Pair("images", file.run(n, seed, label=label), want.cpu().numpy())
+
+
+def _error(pair: Pair, precision: str) -> float:
+    apart = np.square(pair.got.astype(np.float64) - pair.want)
+    if precision == "int8":
+        return float(np.sqrt(apart.mean() / np.square(pair.want.astype(np.float64)).mean()))
+    if pair.name == "images":
+        return float(np.sqrt(apart.reshape(len(apart), -1).mean(1)).max())
+    return float(np.sqrt(apart.max()) / max(1.0, np.abs(pair.want).max()))

@@ -1,0 +1,340 @@
+"""Run exported files with numpy and onnxruntime alone: the network as a model, the sampler as `run(n, seed)`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..philox import Seed, fresh_seed, normal_array, streams
+from ..schedule import Schedule
+from . import wire
+from .engines import Engine, Options, make
+from .metadata import KEY, About
+
+if TYPE_CHECKING:
+    import torch
+
+Array = NDArray[np.float32]
+DTYPES = {"float32": np.float32, "float16": np.float16, "float64": np.float64, "int32": np.int32, "int64": np.int64}
+
+
+class File:
+    """An ONNX file in a session: what both kinds share."""
+
+    def __init__(
+        self, path: Path, about: About, summary: wire.Summary, names: Mapping[str, str], options: Options
+    ) -> None:
+        self.path, self.about, self.summary, self.names, self.options = path, about, summary, dict(names), options
+        self.shape, self.range, self.num_classes = about.shape, about.range, about.num_classes
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The session. RuntimeError: the provider is missing, or is not the one that runs."""
+        stat = self.path.stat()
+        return _session(str(self.path.resolve()), stat.st_mtime_ns, stat.st_size, self.options)
+
+    def _dtype(self, what: str) -> Any:
+        return DTYPES[self.summary.inputs[self.names[what]][0]]
+
+    def _labels(self, label: Any, n: int) -> NDArray[Any]:
+        """(n,) of the file's type; None is the null label."""
+        if self.num_classes is None:
+            raise ValueError(f"label = {label!r:.60} for an unconditional model; leave it out")
+        given = np.asarray(self.num_classes if label is None else label)
+        if given.dtype.kind not in "iu" or given.ndim > 1 or (given.ndim and len(given) != n):
+            raise ValueError(f"label = {label!r:.60} must be a whole number, or one for each of {n} samples")
+        bad = given[(given < 0) | (given > self.num_classes)]
+        if bad.size:
+            raise ValueError(f"label = {bad.flat[0]} is outside 0 .. {self.num_classes - 1}, the model's classes")
+        return np.broadcast_to(given, (n,)).astype(self._dtype("label"))
+
+
+class OnnxModel(File):
+    """An exported network, usable wherever an `odediff.Model` is: `odediff.sample(odediff.onnx.load(path), "rk4", 20)`.
+
+    `model(x, t)` takes and returns numpy arrays, or torch tensors where torch is installed.
+    """
+
+    @property
+    def net(self) -> OnnxModel:
+        """Itself: no module is in it."""
+        return self
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """The noise schedule."""
+        return self.about.noise_schedule()
+
+    @property
+    def prediction(self) -> str:
+        """What the output is: "eps", "x0", "v" or "flow"."""
+        return self.about.prediction
+
+    @property
+    def clip(self) -> bool:
+        """Whether every predicted x0 is clamped to `range` by default."""
+        return self.about.clip
+
+    @property
+    def integer_times(self) -> bool:
+        """Whether the network knows whole times only."""
+        return self.about.integer_times
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Provenance."""
+        return {"weights": self.about.weights, "license": self.about.license, "precision": self.about.precision}
+
+    @property
+    def dtype(self) -> None:
+        """None: the state's dtype goes in and comes out."""
+        return None
+
+    @property
+    def device(self) -> torch.device:
+        """Where states are kept: the GPU of the provider, or the CPU."""
+        import torch
+
+        return torch.device(*self.engine.place)
+
+    @overload
+    def __call__(self, x: torch.Tensor, t: float, label: Any = None) -> torch.Tensor: ...
+    @overload
+    def __call__(self, x: NDArray[Any], t: float, label: Any = None) -> NDArray[Any]: ...
+    def __call__(self, x: Any, t: float, label: Any = None) -> Any:
+        """The network's raw output at time t for the whole batch, in x's dtype and shape; computed in float32.
+
+        x: (N, *shape), float32 or float64.  label: a whole number or (N,), of a class-conditional model; None: the null
+        label.  ValueError: another shape, a batch that the file does not take, labels that it does not have.
+        """
+        if tuple(x.shape[1:]) != self.shape or not len(x):
+            raise ValueError(f"x has shape {tuple(x.shape)}, expected (n, {', '.join(map(str, self.shape))})")
+        if self.about.batch not in (None, len(x)):
+            raise ValueError(
+                f"the file has a fixed batch of {self.about.batch}, got {len(x)} samples; export with batch=None"
+            )
+        if isinstance(x, np.ndarray):
+            return self._numpy(x, t, label)
+        if x.is_cuda and self.engine.place[0] == "cuda":
+            return self._cuda(x, t, label)
+        import torch
+
+        label = label.detach().cpu().numpy() if isinstance(label, torch.Tensor) else label
+        return torch.from_numpy(self._numpy(x.detach().cpu().numpy(), t, label)).to(x.device)
+
+    def _numpy(self, x: NDArray[Any], t: float, label: Any) -> NDArray[Any]:
+        feeds = self._rest(len(x), t, label)
+        feeds[self.names["sample"]] = np.ascontiguousarray(x, self._dtype("sample"))
+        out = self.engine.run(feeds, self.names["out_sample"])
+        if out.shape != x.shape:
+            raise ValueError(
+                f"the network returned {out.shape} for an input of shape {x.shape}; expected the same shape"
+            )
+        return out.astype(x.dtype, copy=False)
+
+    def _cuda(self, x: torch.Tensor, t: float, label: Any) -> torch.Tensor:
+        """On the provider's own device, without a copy through the host. The output is a fresh tensor: no aliasing."""
+        import torch
+
+        label = label.cpu().numpy() if isinstance(label, torch.Tensor) else label
+        given = x.to(getattr(torch, np.dtype(self._dtype("sample")).name)).contiguous()
+        out = torch.empty_like(given, dtype=torch.float32)
+        torch.cuda.current_stream(x.device).synchronize()
+        self.engine.bind(
+            self._rest(len(x), t, label),
+            {self.names["sample"]: (given.data_ptr(), self._dtype("sample"), tuple(given.shape))},
+            {self.names["out_sample"]: (out.data_ptr(), np.float32, tuple(out.shape))},
+        )
+        return out.to(x.dtype)
+
+    def _rest(self, n: int, t: float, label: Any) -> dict[str, NDArray[Any]]:
+        """The inputs beside the sample."""
+        dims = self.summary.inputs[self.names["timestep"]][1]
+        size = () if not dims else (1,) if dims == (1,) and self.about.batch != 1 else (n,)
+        made: dict[str, NDArray[Any]] = {self.names["timestep"]: np.full(size, t, self._dtype("timestep"))}
+        if self.num_classes is not None:
+            made[self.names["label"]] = self._labels(label, n)
+        elif label is not None:
+            self._labels(label, n)
+        return made
+
+
+class OnnxSampler(File):
+    """An exported sampler: noise in, images out."""
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations of the network in the graph."""
+        return self.plan.nfe
+
+    @cached_property
+    def plan(self) -> Any:
+        """The table that was compiled in."""
+        return self.about.table()
+
+    def run(
+        self, n: int | None = None, seed: Seed | None = None, *, noise: Array | None = None, label: Any = None
+    ) -> Array:
+        """Samples (n, *shape) float32 in the data's range; sample k is that of `odediff.sample` with the same seed.
+
+        n, seed, noise, label: as `odediff.Sampler`; noise is a numpy array.  Drawn in batches of at most the memory
+        budget; a file of a fixed batch runs as often as it takes.
+        ValueError: as `odediff.Sampler`.  FloatingPointError: values that are not finite.
+        """
+        if noise is not None:
+            noise = np.asarray(noise)
+            if noise.ndim == 0 or noise.shape[1:] != self.shape or not len(noise):
+                raise ValueError(f"noise has shape {noise.shape}, expected (n, {', '.join(map(str, self.shape))})")
+            if noise.dtype.kind != "f" or not np.isfinite(noise).all():
+                raise ValueError("noise must hold finite floating-point numbers")
+            if n not in (None, len(noise)):
+                raise ValueError(f"n = {n}, but noise holds {len(noise)} samples; leave n out")
+            n = len(noise)
+        if n is None and np.ndim(label) == 1:
+            n = len(label)
+        batch = streams(fresh_seed() if seed is None else seed, n)
+        labels = None
+        if "label" in self.names:
+            labels = self._labels(label, len(batch))
+        elif label is not None:
+            self._labels(label, len(batch))
+            raise ValueError("label given to a sampler that was exported unconditional (guidance = 0); leave it out")
+        size = self.about.batch or self.options.batch(self.about.memory, len(batch))
+        out = np.empty((len(batch), *self.shape), np.float32)
+        for k in range(0, len(batch), size):
+            part = (
+                np.minimum(np.arange(k, k + size), len(batch) - 1)
+                if self.about.batch
+                else np.arange(k, min(k + size, len(batch)))
+            )
+            got = self.engine.run(self._feeds(batch, part, noise, labels), self.names["images"])
+            out[k : k + size] = got[: len(batch) - k]
+        if not np.isfinite(out).all():
+            raise FloatingPointError("the sampler returned values that are not finite; try another seed, or fp32")
+        return out
+
+    def _feeds(self, batch: Any, part: NDArray[Any], noise: Array | None, labels: Any) -> dict[str, NDArray[Any]]:
+        own = type(batch)(batch.seed[part], batch.index[part])
+        x = normal_array(own, 0, self.shape) if noise is None else np.ascontiguousarray(noise[part], np.float32)
+        feeds: dict[str, NDArray[Any]] = {self.names["noise"]: x}
+        if "row_noise" in self.names:
+            rows = np.flatnonzero(self.plan.c)
+            feeds[self.names["row_noise"]] = np.stack([normal_array(own, int(i) + 1, self.shape) for i in rows])
+        if labels is not None:
+            feeds[self.names["label"]] = labels[part]
+        return feeds
+
+
+@lru_cache(maxsize=8)
+def _session(path: str, changed: int, size: int, options: Options) -> Engine:
+    """Sessions by file, its state and options; the last eight are kept."""
+    return make(path, options)
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    provider: str = "cpu",
+    threads: int | None = None,
+    memory: int | None = None,
+    cuda_graph: bool = False,
+    names: Mapping[str, str] | None = None,
+    schedule: Schedule | None = None,
+    prediction: str | None = None,
+    shape: Sequence[int] | None = None,
+    range: Sequence[float] | None = None,
+    integer_times: bool = False,
+    num_classes: int | None = None,
+) -> OnnxModel | OnnxSampler:
+    """An ONNX file, checked before anything runs it: a network as a model, a sampler with `run(n, seed)`.
+
+    provider: "cpu", "cuda", "tensorrt" (of onnxruntime) or "openvino"; asked for by name, and verified to be what runs.
+    threads: of one operator; None: as many as there are cores.  memory: bytes that a batch may take, None: no limit.
+    cuda_graph: record the launches once and replay them; files of a fixed batch, on "cuda" or "tensorrt".
+    For a network that odediff did not export: schedule, prediction and shape, which its file does not hold, and range,
+    integer_times, num_classes as in `odediff.Model`; names: what it calls `sample`, `timestep`, `label`, `out_sample`.
+    FileNotFoundError: no such file.  ValueError: not an ONNX file, a damaged one, one that reaches for data outside its
+    folder, other metadata than odediff's, missing or needless arguments.  RuntimeError: the provider is not there.
+    """
+    path = Path(path)
+    summary = wire.read(path)
+    options = Options(provider, threads, memory, cuda_graph)
+    foreign = {"schedule": schedule, "prediction": prediction, "shape": shape}
+    if KEY in summary.metadata:
+        given = [
+            name for name, value in {**foreign, "range": range, "num_classes": num_classes}.items() if value is not None
+        ]
+        if given or integer_times:
+            raise ValueError(f"{path} says its own {(given or ['integer_times'])[0]}; leave it out")
+        try:
+            about = About.from_json(summary.metadata[KEY])
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+    else:
+        missing = [name for name, value in foreign.items() if value is None]
+        if missing:
+            raise ValueError(f"{path} was not exported by odediff: give {', '.join(missing)} of the network in it")
+        assert schedule is not None and prediction is not None and shape is not None
+        limits: Any = None if range is None else tuple(range)
+        about = About(
+            prediction,
+            dict(schedule.identity),
+            tuple(shape),
+            limits,
+            integer_times=integer_times,
+            num_classes=num_classes,
+        )  # type: ignore[arg-type]
+    kind = OnnxModel if about.plan is None else OnnxSampler
+    found = _names(path, about, summary, names or {})
+    options.check(about.batch)
+    return kind(path, about, summary, found, options)
+
+
+def _names(path: Path, about: About, summary: wire.Summary, given: Mapping[str, str]) -> dict[str, str]:
+    """What the file calls the inputs and the output. ValueError: it has others, of other types, or other shapes."""
+    sampler = about.plan is not None
+    inputs = ["noise"] if sampler else ["sample", "timestep"]
+    outputs = ["images"] if sampler else ["out_sample"]
+    plan = about.table()
+    if plan is not None and plan.stochastic:
+        inputs.append("row_noise")
+    if about.num_classes is not None and not (sampler and about.prediction_options.get("guidance") == 0):  # type: ignore[union-attr]
+        inputs.append("label")
+    unknown = set(given) - {*inputs, *outputs}
+    if unknown:
+        raise ValueError(
+            f"names has {sorted(unknown)[0]!r}; it maps {', '.join([*inputs, *outputs])} to the file's own"
+        )
+    found = {what: given.get(what, what) for what in (*inputs, *outputs)}
+    for what, have in ((inputs, summary.inputs), (outputs, summary.outputs)):
+        for name in what:
+            if found[name] not in have:
+                raise ValueError(
+                    f"{path} has no {found[name]!r}, but {', '.join(have) or 'nothing'}; "
+                    f"say what it calls {name} with names={{...}}"
+                )
+    spare = set(summary.inputs) - set(found.values())
+    if spare:
+        raise ValueError(f"{path} has an input {sorted(spare)[0]!r} that odediff would not know how to feed")
+    for name in (inputs[0], *inputs[1:], outputs[0]):
+        dtype, dims = have_of(summary, found[name])
+        if dtype not in DTYPES:
+            raise ValueError(f"{path}: {found[name]} is of type {dtype}; odediff feeds {', '.join(DTYPES)}")
+        if name in (inputs[0], outputs[0]) and dims:
+            fits = len(dims) == 1 + len(about.shape) and all(
+                not isinstance(dim, int) or dim == size for dim, size in zip(dims[1:], about.shape, strict=True)
+            )
+            if not fits:
+                raise ValueError(f"{path}: {found[name]} has the shape {dims}, for samples of {about.shape}")
+    return found
+
+
+def have_of(summary: wire.Summary, name: str) -> tuple[str, tuple[int | str, ...]]:
+    """Type and dimensions of an input or output."""
+    return {**summary.inputs, **summary.outputs}[name]
