@@ -26,7 +26,7 @@ from tqdm import tqdm
 from .choices import unknown
 from .grids import times
 from .model import Model
-from .noise import Seed
+from .philox import Seed
 from .prediction import Clip, Label, Prediction, Row, checked_label, implied_count
 from .running import evaluating, finish, start
 from .schedule import Array, Schedule

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from .model import Model
-from .noise import Seed, Streams, fresh_seed, normal, streams
+from .noise import normal
+from .philox import Seed, Streams, fresh_seed, streams
 from .step import state_dtype
 
 
@@ -18,7 +19,7 @@ def start(model: Model, scale: float, noise: Tensor | None, n: int | None, seed:
 
     x_T is float64 if noise or network is, else float32.  noise: unit normal, or None to draw it from `seed`; None is a
     fresh one.
-    ValueError: noise of the wrong kind, shape or dtype or not finite, n that contradicts it; see `noise.streams`.
+    ValueError: noise of the wrong kind, shape or dtype or not finite, n that contradicts it; see `philox.streams`.
     """
     seed = fresh_seed() if seed is None else seed
     if noise is None:

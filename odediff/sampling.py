@@ -14,7 +14,8 @@ from tqdm import tqdm
 from . import adaptive
 from .choices import unknown
 from .model import Model
-from .noise import Seed, normal
+from .noise import normal
+from .philox import Seed
 from .plans import Plan
 from .prediction import Clip, Label, Prediction, checked_label, implied_count
 from .running import evaluating, finish, start

@@ -13,7 +13,8 @@ from torch import Tensor
 import odediff
 from odediff import plan, sample
 from odediff.adaptive import ADAPTIVE, FIXED, VARIABLES, BudgetExceeded, solve
-from odediff.noise import normal, streams
+from odediff.noise import normal
+from odediff.philox import streams
 from odediff.schedule import Array, Schedule
 from odediff.spaces import space_pair
 

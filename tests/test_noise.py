@@ -19,10 +19,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from odediff.noise import Seed, Streams, _direction, _radius, fresh_seed, normal, philox, streams
+from odediff.noise import normal
+from odediff.philox import (
+    Seed,
+    Streams,
+    direction,
+    fresh_seed,
+    normal_array,
+    philox4x32,
+    radius,
+    streams,
+    unit_normal,
+)
 
 CPU = torch.device("cpu")
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+CUDA = ["cuda"] if torch.cuda.is_available() else []
+WAYS = ["cpu", "torch", *CUDA]  # numpy's arithmetic; torch's, as on a GPU, on the CPU
 SHAPE = (4, 32, 32)
 WIDE = (0, 1, 2, 2**31, 2**32 - 1, 2**32, 2**32 + 1, 2**33, 3 * 2**32 + 2, 2**63, 2**64 - 1)
 UNSIGNED = st.integers(0, 2**64 - 1) | st.sampled_from(WIDE)
@@ -34,9 +46,16 @@ def draw(
     n: int | None = None,
     shape: tuple[int, ...] = SHAPE,
     dtype: torch.dtype = torch.float64,
-    device: str = "cpu",
+    way: str = "cpu",
 ) -> Tensor:
-    return normal(streams(seed, n), row, shape, device=torch.device(device), dtype=dtype)
+    return drawn(streams(seed, n), row, shape, dtype, way)
+
+
+def drawn(batch: Streams, row: int, shape: tuple[int, ...], dtype: torch.dtype, way: str) -> Tensor:
+    if way == "torch":
+        values: Tensor = unit_normal(torch, batch, row, shape)
+        return values.to(dtype)
+    return normal(batch, row, shape, device=torch.device(way), dtype=dtype)
 
 
 def of(pairs: Iterable[tuple[int, int]]) -> Streams:
@@ -53,9 +72,11 @@ def words(text: str) -> list[int]:
     return [int(word, 16) for word in text.split()]
 
 
-def bits(counter: list[int], key: list[int], device: str = "cpu") -> list[int]:
-    c, k = (tuple(torch.tensor([word], device=device) for word in words) for words in (counter, key))
-    return [int(word) for word in philox(c, k)]
+def bits(counter: list[int], key: list[int], way: str = "torch") -> list[int]:
+    device = "cuda" if way == "cuda" else "cpu"
+    xp: Any = np if way == "cpu" else torch
+    c, k = (tuple(xp.asarray([word], device=device) for word in words) for words in (counter, key))
+    return [int(word[0]) for word in philox4x32(c, k)]
 
 
 def reference(counter: list[int], key: list[int]) -> list[int]:
@@ -98,16 +119,18 @@ KNOWN = [  # Random123's kat_vectors, philox4x32 10
 ]
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("counter", "key", "want"), KNOWN, ids=["zeros", "ones", "pi"])
-def test_the_bits_are_the_published_ones(counter: str, key: str, want: str, device: str) -> None:
-    assert bits(words(counter), words(key), device) == words(want)
+def test_the_bits_are_the_published_ones(counter: str, key: str, want: str, way: str) -> None:
+    assert bits(words(counter), words(key), way) == words(want)
     assert reference(words(counter), words(key)) == words(want)
 
 
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=6, max_size=6))
 def test_the_bits_are_those_of_unbounded_integers(six: list[int]) -> None:
-    assert bits(six[:4], six[4:]) == reference(six[:4], six[4:])
+    want = reference(six[:4], six[4:])
+    assert bits(six[:4], six[4:], "cpu") == want
+    assert bits(six[:4], six[4:], "torch") == want
 
 
 @given(UNSIGNED, UNSIGNED, st.integers(0, 2**32 - 1), st.integers(1, 40))
@@ -125,44 +148,93 @@ def test_a_draw_is_the_nearest_float32() -> None:
     assert int((got != want).sum()) <= 2
 
 
-def digest(device: str) -> str:
+def digest(way: str) -> str:
     """SHA-256 of 98,910 values in float32."""
     total = hashlib.sha256()
     for row, seed in enumerate((7, [2**64 - 1, 3, 2**32] * 21)):
-        total.update(draw(seed, row, 63, (785,), torch.float32, device).cpu().numpy().tobytes())
+        total.update(draw(seed, row, 63, (785,), torch.float32, way).cpu().numpy().tobytes())
     return total.hexdigest()
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_the_bits_of_a_draw_are_frozen(device: str) -> None:
-    """A machine, a device or a release of torch that draws one bit differently breaks every seed there is."""
-    assert digest(device) == FROZEN
+@pytest.mark.parametrize("way", WAYS)
+def test_the_bits_of_a_draw_are_frozen(way: str) -> None:
+    """A machine, a device or a release of numpy or torch that draws one bit differently breaks every seed there is."""
+    assert digest(way) == FROZEN
 
 
 def test_the_machines_vector_instructions_do_not_matter() -> None:
-    """torch as it runs on a machine without AVX."""
+    """numpy and torch as they run on a machine without AVX."""
     tests = str(Path(__file__).parent)
-    script = f"import sys; sys.path.insert(0, {tests!r}); import test_noise; print(test_noise.digest('cpu'))"
-    environment = {**os.environ, "ATEN_CPU_CAPABILITY": "default"}
+    script = (
+        f"import sys; sys.path.insert(0, {tests!r}); from test_noise import digest as d; print(d('cpu'), d('torch'))"
+    )
+    config: Any = np.show_config(mode="dicts")  # type: ignore[call-overload]
+    dispatched = config["SIMD Extensions"].get("found", [])
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": "default", "NPY_DISABLE_CPU_FEATURES": " ".join(dispatched)}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert (done.stdout.split(), done.returncode) == ([FROZEN, FROZEN], 0), done.stderr
+
+
+@given(
+    st.lists(st.tuples(UNSIGNED, UNSIGNED), min_size=1, max_size=5),
+    st.sampled_from((0, 1, 1000, 2**31, 2**32 - 1)),
+    st.lists(st.integers(1, 9), max_size=4),
+)
+def test_numpy_and_torch_draw_the_same_bits(pairs: list[tuple[int, int]], row: int, shape: list[int]) -> None:
+    batch = of(pairs)
+    got = normal_array(batch, row, tuple(shape))
+    assert (type(got), got.dtype, got.shape) == (np.ndarray, np.float32, (len(pairs), *shape))
+    assert got.flags.c_contiguous
+    assert got.tobytes() == unit_normal(torch, batch, row, tuple(shape)).numpy().tobytes()
+
+
+@pytest.mark.parametrize(("n", "shape"), [(1, (3, 211, 331)), (2100, (31,)), (41, (3, 21, 23)), (3, ()), (2, (0, 4))])
+def test_numpy_and_torch_draw_the_same_bits_over_many_tiles(n: int, shape: tuple[int, ...]) -> None:
+    batch = streams(range(2**64 - n, 2**64))
+    batch = Streams(batch.seed, batch.seed[::-1] - np.uint64(2**33 + 5))
+    got, want = normal_array(batch, 7, shape), unit_normal(torch, batch, 7, shape)
+    assert got.shape == want.shape == (n, *shape)
+    assert got.tobytes() == want.numpy().tobytes()
+    assert got.tobytes() == unit_normal(np, batch, 7, shape, tile=1000).tobytes()
+    assert got.tobytes() == normal(batch, 7, shape, device=CPU, dtype=torch.float32).numpy().tobytes()
+
+
+def test_without_torch_the_bits_are_the_same() -> None:
+    script = (
+        "import hashlib, sys; sys.modules['torch'] = None\n"
+        "from odediff.philox import normal_array, streams\n"
+        "total = hashlib.sha256()\n"
+        "for row, seed in enumerate((7, [2**64 - 1, 3, 2**32] * 21)):\n"
+        "    total.update(normal_array(streams(seed, 63), row, (785,)).tobytes())\n"
+        "print(total.hexdigest())"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True)
     assert (done.stdout.strip(), done.returncode) == (FROZEN, 0), done.stderr
+
+
+def test_torchs_default_device_does_not_matter() -> None:
+    """Neither to numpy's arithmetic nor to torch's."""
+    want = draw(5, 0, 2)
+    with torch.device("meta"):
+        assert torch.equal(draw(5, 0, 2), want)
+        assert torch.equal(draw(5, 0, 2, way="torch"), want)
 
 
 SIZES = (*range(1, 34), 63, 64, 65, 127, 255, 257, 784, 785, 1023, 4097)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_an_element_depends_on_neither_the_size_nor_the_shape_nor_the_batch(device: str) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_an_element_depends_on_neither_the_size_nor_the_shape_nor_the_batch(way: str) -> None:
     """Bit for bit: sizes at, below and off every vector's width, batches of 1 to 40, and more than one tile of work."""
-    full = draw(7, 2, 40, (4097,), torch.float32, device)
+    full = draw(7, 2, 40, (4097,), torch.float32, way)
     for size in SIZES:
         for n in (1, 2, 3, 7, 40):
-            assert torch.equal(draw(7, 2, n, (size,), torch.float32, device), full[:n, :size]), (n, size)
-    assert torch.equal(draw(7, 2, 3, (3, 5, 7), torch.float32, device), full[:3, :105].reshape(3, 3, 5, 7))
-    many = draw(7, 2, 3000, (13, 3), torch.float32, device)
+            assert torch.equal(draw(7, 2, n, (size,), torch.float32, way), full[:n, :size]), (n, size)
+    assert torch.equal(draw(7, 2, 3, (3, 5, 7), torch.float32, way), full[:3, :105].reshape(3, 3, 5, 7))
+    many = draw(7, 2, 3000, (13, 3), torch.float32, way)
     assert torch.equal(many[:40], full[:, :39].reshape(40, 13, 3))
     for k in (1, 1638, 1639, 2999):  # a tile is 1638 samples of ten blocks here
-        assert torch.equal(many[k], normal(of([(7, k)]), 2, (13, 3), device=torch.device(device), dtype=many.dtype)[0])
+        assert torch.equal(many[k], drawn(of([(7, k)]), 2, (13, 3), many.dtype, way)[0])
 
 
 @given(st.lists(st.tuples(UNSIGNED, UNSIGNED), min_size=1, max_size=12), st.integers(0, 9), st.integers(1, 70))
@@ -177,10 +249,10 @@ def test_a_sample_drawn_alone_is_the_sample_of_any_batch(pairs: list[tuple[int, 
 def test_the_number_of_threads_does_not_matter(n: int, shape: tuple[int, ...]) -> None:
     """Sizes that torch splits among threads: 32,768 elements and more in one operation."""
     with threads(1):
-        want = draw(3, 1, n, shape, torch.float32)
+        want = draw(3, 1, n, shape, torch.float32, "torch")
     for count in (2, 3, 5):
         with threads(count):
-            assert torch.equal(draw(3, 1, n, shape, torch.float32), want)
+            assert torch.equal(draw(3, 1, n, shape, torch.float32, "torch"), want)
 
 
 def test_ranks_that_share_a_list_of_seeds_draw_its_samples() -> None:
@@ -276,6 +348,7 @@ def test_torchs_default_dtype_does_not_matter() -> None:
     torch.set_default_dtype(torch.float64)
     try:
         assert torch.equal(draw(5, 0, 2), want)
+        assert torch.equal(draw(5, 0, 2, way="torch"), want)
     finally:
         torch.set_default_dtype(torch.float32)
 
@@ -312,12 +385,12 @@ def test_the_largest_value_is_the_documented_one() -> None:
     """w = 0 gives r = sqrt(66 log 2), w = 2^32 - 1 the smallest r, neither inf or 0; cos and sin stay in [-1, 1]."""
     ends = torch.tensor([0, 2**32 - 1])
     want = [math.sqrt(66 * math.log(2)), math.sqrt(-2 * math.log1p(-0.5 / 2**32))]
-    torch.testing.assert_close(_radius(ends), torch.tensor(want, dtype=torch.float64), rtol=1e-14, atol=0)
+    torch.testing.assert_close(radius(torch, ends), torch.tensor(want, dtype=torch.float64), rtol=1e-14, atol=0)
     assert want[0] == pytest.approx(6.7637, abs=1e-4)
     for k in range(8):  # both sides of every eighth of a turn
         w = torch.tensor([(k * 2**29 - 1) % 2**32, k * 2**29])
         angle = 2 * math.pi * (w.double() + 0.5) / 2**32
-        cos, sin = _direction(w)
+        cos, sin = direction(torch, w)
         torch.testing.assert_close(cos, angle.cos(), rtol=0, atol=1e-15)  # the angle's own rounding
         torch.testing.assert_close(sin, angle.sin(), rtol=0, atol=1e-15)
         assert float(cos.abs().max()) <= 1 and float(sin.abs().max()) <= 1
@@ -330,8 +403,8 @@ def test_log_cos_and_sin_are_those_of_float64() -> None:
         [torch.randint(0, 2**32, (2**20,), generator=torch.Generator().manual_seed(1)), torch.tensor(near) % 2**32]
     )
     u = (w.double() + 0.5) / 2**32
-    torch.testing.assert_close(_radius(w), (-2 * u.log()).sqrt(), rtol=5e-16, atol=0)
-    cos, sin = _direction(w)
+    torch.testing.assert_close(radius(torch, w), (-2 * u.log()).sqrt(), rtol=5e-16, atol=0)
+    cos, sin = direction(torch, w)
     torch.testing.assert_close(cos, (2 * math.pi * u).cos(), rtol=0, atol=1e-15)
     torch.testing.assert_close(sin, (2 * math.pi * u).sin(), rtol=0, atol=1e-15)
 

@@ -12,7 +12,8 @@ from torch import Tensor
 import odediff
 from odediff import Sampler, plan, sample
 from odediff import schedule as schedules
-from odediff.noise import Seed, normal, streams
+from odediff.noise import normal
+from odediff.philox import Seed, streams
 from odediff.schedule import Array, Schedule
 from odediff.spaces import SPACES, space_pair
 

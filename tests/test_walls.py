@@ -1,8 +1,8 @@
 """The walls of the design, read from the imports: who may know of whom.
 
-1. The numpy side (choices, schedule, spaces, grids, plans, trace, methods, analysis) never imports torch. Two doors
-   lead out of analysis, both opened only in the call that needs them: `networks` for a `Model`, and matplotlib for a
-   plot.
+1. The numpy side (choices, philox, schedule, spaces, grids, plans, trace, methods, analysis) never imports torch. Two
+   doors lead out of analysis, both opened only in the call that needs them: `networks` for a `Model`, and matplotlib
+   for a plot.
 2. Executors know no methods: only the function `sample` turns a name into a plan.
 3. Training knows no sampling.
 4. No import cycles, and no public function shares its module's name.
@@ -20,9 +20,9 @@ import pytest
 import odediff
 
 PACKAGE = Path(odediff.__file__).parent
-NUMPY_SIDE = ("choices", "schedule", "spaces", "grids", "plans", "trace", "methods", "analysis")
+NUMPY_SIDE = ("choices", "philox", "schedule", "spaces", "grids", "plans", "trace", "methods", "analysis")
 NETWORKS = "odediff.analysis.networks"  # the torch side of analysis
-EXECUTORS = ("step", "noise", "prediction", "running", "graph", "onnx", "kernels")
+EXECUTORS = ("step", "philox", "noise", "prediction", "running", "graph", "onnx", "kernels")
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def test_training_imports_neither_plans_nor_sampling():
     modules = modules_of("training", "nn")
     assert modules_of("training")
     assert modules_of("nn")
-    parts = ("plans", "trace", "methods", "step", "noise", "sampling", "adaptive", "cli")
+    parts = ("plans", "trace", "methods", "step", "philox", "noise", "sampling", "adaptive", "cli")
     assert reaches(imported(modules, typing_too=True), *(f"odediff.{part}" for part in parts)) == set()
 
 
