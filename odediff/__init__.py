@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from odediff import analysis as analysis
+    from odediff import onnx as onnx
     from odediff import schedule as schedule
     from odediff.adaptive import BudgetExceeded as BudgetExceeded
     from odediff.adaptive import solve as solve
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from odediff.methods import plan as plan
     from odediff.model import Model as Model
     from odediff.model import load as load
+    from odediff.onnx.exporting import export as export
     from odediff.plans import Plan as Plan
     from odediff.sampling import Sampler as Sampler
     from odediff.sampling import sample as sample
@@ -39,7 +41,9 @@ _HOME = {
     "Sampler": "sampling",
     "analysis": "analysis",
     "cite": "methods",
+    "export": "onnx.exporting",
     "load": "model",
+    "onnx": "onnx",
     "plan": "methods",
     "sample": "sampling",
     "save_images": "images",
@@ -56,7 +60,9 @@ __all__ = [
     "__version__",
     "analysis",
     "cite",
+    "export",
     "load",
+    "onnx",
     "plan",
     "sample",
     "save_images",

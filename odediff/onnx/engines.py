@@ -39,7 +39,7 @@ class Options:
         """ValueError: a CUDA graph of a file or provider that cannot have one."""
         if self.cuda_graph and (batch is None or self.provider not in ("cuda", "tensorrt")):
             raise ValueError(
-                "cuda_graph=True needs a file of a fixed batch, odediff.export(.., batch=N), on provider cuda or tensorrt"
+                "cuda_graph=True needs a file of a fixed batch, export(.., batch=N), on provider cuda or tensorrt"
             )
 
     def batch(self, each: int, n: int) -> int:

@@ -62,7 +62,8 @@ class Exported:
         what = f"sampler, {self.form} ({self.why})" if self.form else "network"
         return (
             f"{self.path}: {what}, {self.precision}, opset {self.opset}, {self.nodes} nodes, "
-            f"{self.bytes / 1e6:.1f} MB, within {self.gap:.1e} of eager torch (bound {self.bound:g}), {self.seconds:.0f} s"
+            f"{self.bytes / 1e6:.1f} MB, within {self.gap:.1e} of eager torch (bound {self.bound:g}), "
+            f"{self.seconds:.0f} s"
         )
 
 
