@@ -13,10 +13,8 @@ from math import prod
 from pathlib import Path
 from typing import Any, cast
 
-import onnx
 import torch
 from numpy.typing import ArrayLike
-from onnx import helper
 from torch import nn
 
 from .. import __version__
@@ -26,6 +24,15 @@ from ..model import Model
 from ..plans import Plan
 from ..prediction import Clip, Prediction
 from ..sampling import Sampler, compiled
+
+try:
+    import onnx
+    from onnx import helper
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"odediff.export needs {error.name}: pip install 'odediff[onnx]'", name=error.name
+    ) from None
+
 from . import parity
 from .graph import body_of, opset_in
 from .live import peak_bytes

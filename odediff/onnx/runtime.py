@@ -35,7 +35,7 @@ class File:
 
     @cached_property
     def engine(self) -> Engine:
-        """The session. RuntimeError: the provider is missing, or is not the one that runs."""
+        """The session. ProviderError: the provider is missing, or is not the one that runs."""
         stat = self.path.stat()
         return _session(str(self.path.resolve()), stat.st_mtime_ns, stat.st_size, self.options)
 
@@ -260,7 +260,8 @@ def load(
     For a network that odediff did not export: schedule, prediction and shape, which its file does not hold, and range,
     integer_times, num_classes as in `odediff.Model`; names: what it calls `sample`, `timestep`, `label`, `out_sample`.
     FileNotFoundError: no such file.  ValueError: not an ONNX file, a damaged one, one that reaches for data outside its
-    folder, other metadata than odediff's, missing or needless arguments.  RuntimeError: the provider is not there.
+    folder, other metadata than odediff's, missing or needless arguments.
+    ProviderError: the provider is not there, or cannot read the file; raised by the first run.
     """
     path = Path(path)
     summary = wire.read(path)

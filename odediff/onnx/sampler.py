@@ -217,7 +217,7 @@ def _loop(w: Writer, g: Builder, x: str) -> str:
     """A `Loop` over the plan's rows; the final state."""
     shape: list[int | str] = [w.batch or "batch", *w.shape]
     past = [f"past{j}" for j in range(w.plan.depth - 1)]
-    inner = Builder("row/")
+    inner = Builder("loop/")
     after, history = w.row(inner, partial(w.read, inner), "x", past, "row/")
     again = inner.op("Identity", "more", name="more_out")
     kept = [inner.op("Identity", d, name=f"past{j}_out") for j, d in enumerate(history[: w.plan.depth - 1])]
