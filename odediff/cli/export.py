@@ -35,7 +35,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--nfe", type=int, metavar="N", help="export the sampler, with N evaluations (default: 20)")
     parser.add_argument("--form", metavar="NAME", help="unrolled or loop (default: unrolled up to 12 evaluations)")
     parser.add_argument("--batch", type=int, metavar="N", help="a fixed number of images a run (default: any)")
-    parser.add_argument("--precision", default="fp32", metavar="NAME", help="fp32 (default), fp16 or int8")
+    parser.add_argument("--precision", metavar="NAME", help="fp32 (default), fp16 or int8")
     parser.add_argument(
         "--target", default="onnxruntime", metavar="NAME", help="onnxruntime (default), tensorrt, or tensorrt-10.9"
     )

@@ -88,7 +88,7 @@ def export(
     threshold: float | None = None,
     clip_eps: str = "recompute",
     batch: int | None = None,
-    precision: str = "fp32",
+    precision: str | None = None,
     target: str = "onnxruntime",
     opset: int | None = None,
     external_data: bool | None = None,
@@ -106,7 +106,7 @@ def export(
         threshold, clip_eps: as `odediff.Sampler`, in the graph.
     form: "unrolled", the network once a row and no control flow, or "loop", the network once; None: unrolled up to
         12 rows and for TensorRT, else loop.
-    batch: a fixed number, or None for a dynamic axis.  precision: "fp32", "fp16" (the network in half; state and
+    batch: a fixed number, or None for a dynamic axis.  precision: "fp32" (None), "fp16" (the network in half; state and
         coefficients stay float32), or "int8" (convolutions and linear layers, calibrated on the sampler's own states).
     target: "onnxruntime", or "tensorrt" or "tensorrt-10.9", a version, picks the opset; opset overrides it.
     external_data: weights in `path` + ".data"; None: where the file would pass 2 GB.
@@ -119,6 +119,8 @@ def export(
     plan = _plan(model, solver, nfe, grid, eta, options)
     predict = {"guidance": guidance, "clip": clip, "threshold": threshold, "clip_eps": clip_eps}
     form, why = _form(form, plan, target)
+    own = model.about.precision if isinstance(model, OnnxModel) else "fp32"
+    precision = own if precision is None else precision
     opset = opset_of(target) if opset is None else opset
     _check(model, path, batch, precision, opset)
     prediction = _prediction(model, plan, predict)

@@ -283,14 +283,16 @@ def load(
             raise ValueError(f"{path} was not exported by odediff: give {', '.join(missing)} of the network in it")
         assert schedule is not None and prediction is not None and shape is not None
         limits: Any = None if range is None else tuple(range)
+        taken = summary.inputs.get((names or {}).get("sample", "sample"), ("", ()))[0]
         about = About(
-            prediction,
-            dict(schedule.identity),
-            tuple(shape),
-            limits,
+            prediction=prediction,
+            schedule=dict(schedule.identity),
+            shape=tuple(shape),
+            range=limits,
             integer_times=integer_times,
             num_classes=num_classes,
-        )  # type: ignore[arg-type]
+            precision="fp16" if taken == "float16" else "fp32",
+        )
     kind = OnnxModel if about.plan is None else OnnxSampler
     found = _names(path, about, summary, names or {})
     options.check(about.batch)
