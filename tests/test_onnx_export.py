@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 import odediff
+from odediff import exporting, parity
 from odediff.nn import UNet
-from odediff.onnx import OnnxModel, OnnxSampler, load, parity
+from odediff.onnx import OnnxModel, OnnxSampler, load
 from odediff.onnx.graph import body_of
 from odediff.onnx.metadata import KEY, About
 
@@ -245,7 +246,7 @@ def test_external_data_stays_in_the_folder_and_moves_with_it(tmp_path):
 def test_a_file_that_is_off_is_deleted_and_the_old_one_stays(tmp_path, monkeypatch):
     odediff.export(tiny(), tmp_path / "s.onnx", "ddim", 3)
     before = (tmp_path / "s.onnx").read_bytes()
-    network = odediff.onnx.exporting.network
+    network = exporting.traced
 
     def wrong(*args, **kw):
         made = network(*args, **kw)
@@ -253,7 +254,7 @@ def test_a_file_that_is_off_is_deleted_and_the_old_one_stays(tmp_path, monkeypat
         bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(1e-3), bias.name))
         return made
 
-    monkeypatch.setattr(odediff.onnx.exporting, "network", wrong)
+    monkeypatch.setattr(exporting, "traced", wrong)
     with pytest.raises(parity.ParityError, match=r"images is off by .* at batch 1, .*images\[0, .*nothing was kept"):
         odediff.export(tiny(), tmp_path / "s.onnx", "ddim", 3)
     with pytest.raises(parity.ParityError, match="out_sample is off"):

@@ -59,9 +59,9 @@ def add(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from ..exporting import export
     from ..model import load
     from ..onnx import load as load_file
-    from ..onnx.exporting import export
 
     asked = plan_options(args, args.solver) | given(args, "clip", "threshold", "guidance", "license")
     if args.external_data:

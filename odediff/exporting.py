@@ -17,13 +17,16 @@ import torch
 from numpy.typing import ArrayLike
 from torch import nn
 
-from .. import __version__
-from ..adaptive import is_torchdiffeq
-from ..choices import unknown
-from ..model import Model
-from ..plans import Plan
-from ..prediction import Clip, Prediction
-from ..sampling import Sampler, compiled
+from . import __version__, parity
+from .adaptive import is_torchdiffeq
+from .choices import unknown
+from .model import Model
+from .onnx.metadata import KEY, About
+from .onnx.runtime import OnnxModel
+from .onnx.targets import RANGE, opset_of
+from .plans import Plan
+from .prediction import Clip, Prediction
+from .sampling import Sampler, compiled
 
 try:
     import onnx
@@ -33,14 +36,10 @@ except ModuleNotFoundError as error:
         f"odediff.export needs {error.name}: pip install 'odediff[onnx]'", name=error.name
     ) from None
 
-from . import parity
-from .graph import body_of, opset_in
-from .live import peak_bytes
-from .metadata import KEY, About
-from .network import bare, network
-from .runtime import OnnxModel
-from .sampler import FORMS, Network, sampler
-from .targets import RANGE, opset_of
+from .onnx.graph import body_of, opset_in
+from .onnx.live import peak_bytes
+from .onnx.network import bare, traced
+from .onnx.sampler import FORMS, Network, sampler_graph
 
 UNROLLED = 12  # rows up to which a sampler is unrolled if no form is named
 LARGEST = 2**31 - 2**20  # bytes that protobuf can hold
@@ -51,7 +50,7 @@ class Exported:
     """What was written, and how far it was from the model.
 
     form, why: of a sampler, and the reason.  nodes: of the graph that holds the network.  bytes: with external data.
-    gap, bound: the error and what was allowed, see `odediff.onnx.parity`.
+    gap, bound: the error and what was allowed, see `odediff.parity`.
     """
 
     path: Path
@@ -127,7 +126,7 @@ def export(
     net, memory = _network(model, opset, batch, precision, prediction)
     made = net.proto
     if plan is not None and prediction is not None and form is not None:
-        made = sampler(net, plan, prediction, form=form, batch=batch)
+        made = sampler_graph(net, plan, prediction, form=form, batch=batch)
         memory = memory and memory + 4 * (plan.depth + 3) * prod(model.shape)
     about = About(
         prediction=model.prediction,
@@ -234,7 +233,7 @@ def _network(
             raise ValueError(f"{model.path} takes batches of {model.about.batch}; this sampler calls it with {rows}")
         made, names = onnx.load(model.path), model.names
     else:
-        made = network(model, opset=opset, batch=rows, precision=precision)
+        made = traced(model, opset=opset, batch=rows, precision=precision)
         names = {one.name: one.name for one in (*made.graph.input, *made.graph.output)}
     memory = peak_bytes(made) * (2 if guided else 1)
     bare(made)

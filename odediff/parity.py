@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..model import Model
-from ..plans import Plan
-from ..running import evaluating
-from ..sampling import Sampler
-from .runtime import OnnxModel, OnnxSampler, load
+from .model import Model
+from .onnx import OnnxModel, OnnxSampler, load
+from .plans import Plan
+from .running import evaluating
+from .sampling import Sampler
 
 BOUNDS = {"fp32": 1e-5, "fp16": 2e-3, "int8": 0.2}
 BATCHES = (1, 2, 5)
