@@ -182,7 +182,9 @@ class Writer:
         return g.op("Add", g.op("Mul", y, g.op("Div", g.constant((high - low) / 2), s)), g.constant((high + low) / 2))
 
 
-def sampler(network: Network, plan: Plan, prediction: Prediction, *, form: str, batch: int | None) -> onnx.ModelProto:
+def sampler_graph(
+    network: Network, plan: Plan, prediction: Prediction, *, form: str, batch: int | None
+) -> onnx.ModelProto:
     """The sampler's graph: `noise` (batch, *shape) float32, unit normal, to `images` in the model's range.
 
     row_noise: (rows that draw noise, batch, *shape), of stochastic plans.  label: (batch,) int32, of class-conditional
