@@ -1,0 +1,1 @@
+"""Networks and samplers as ONNX files."""
