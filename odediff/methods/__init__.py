@@ -45,8 +45,8 @@ def plan(
 
     name: a key of `METHODS`; None: the default for this budget, measured in docs/solvers.md.
     nfe: evaluations of the network, at least the method's `min_nfe`.
-    grid: "uniform", "quadratic", "power:P", "power:P:S", "logsnr", "karras", "asinh" (formulae: `odediff.grids`), or the
-        times where steps start; None: the schedule's own ("karras" on EDM's), or else the method's default.
+    grid: "uniform", "quadratic", "power:P", "power:P:S", "logsnr", "karras", "asinh" (formulae: `odediff.grids`), or
+        the times where steps start; None: the schedule's own ("karras" on EDM's), or else the method's default.
     space, variable: run in another frame than the default one (see `Method.frames`).
     snap: round the grid to integer times first, for networks that know no others.
     end: the time of the final state where that is not sigma = 0, below the last of an explicit grid; no closed-form row
