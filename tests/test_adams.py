@@ -187,7 +187,7 @@ def test_unipcs_options_are_checked() -> None:
 
 
 def test_the_published_and_the_exact_weight_of_the_older_prediction_in_2m():
-    """docs/methods.md: -alpha' (1 - e^-h) / 2 and -alpha' (h - 1 + e^-h) / h on even steps h in lam; alpha = 1 on edm."""
+    """docs/methods.md: (e^-h - 1) / 2 and (1 - h - e^-h) / h on even steps h in lam, where alpha = 1."""
     h = 0.985
     times = 80.0 * np.exp(-h * np.arange(8))
     published = plan("dpmpp_2m", SCHEDULES["edm"], 8, times)
