@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> None:
         options["label"] = [args.label[k % len(args.label)] for k in range(n)]
         columns = len(args.label) if len(args.label) > 1 else None
     if isinstance(solver, str):
-        options |= given(args, "nfe", "grid", "eta", "space", "variable")
+        options |= given(args, "nfe", "grid", "eta", "space", "variable", "snap", "end")
     counted: Any = _Counted(model)
     began = time.perf_counter()
     try:
@@ -187,7 +187,7 @@ def _solver(args: argparse.Namespace, asked: dict[str, Any], model: Model | Onnx
 
     if args.solver is None or args.solver in METHODS:
         nfe = 20 if args.nfe is None else args.nfe
-        plan = compile_plan(args.solver, model.schedule, nfe, snap=model.integer_times, **asked)
+        plan = compile_plan(args.solver, model.schedule, nfe, **{"snap": model.integer_times, **asked})
         if (said := advice(plan.method, plan.nfe)) is not None:
             print(f"warning: {said}", file=sys.stderr)
         return plan
