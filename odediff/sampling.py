@@ -51,7 +51,7 @@ class Sampler:
         threshold: float | None = None,
         clip_eps: str = "recompute",
     ) -> None:
-        if not isinstance(model, Model) or not isinstance(plan, Plan):
+        if not hasattr(model, "integer_times") or not isinstance(plan, Plan):
             raise ValueError(
                 f"Sampler takes an odediff.Model and a Plan, got {type(model).__name__} and {type(plan).__name__}; "
                 "odediff.load and odediff.plan make them"
@@ -146,7 +146,7 @@ def sample(
     ValueError: see there; and options that the solver does not have.  BudgetExceeded: `max_nfe` ran out.
     UserWarning: a Runge-Kutta method at a budget where ddim beats it.
     """
-    if not hasattr(model, "schedule"):  # a `Model`, or what stands in for one, such as an exported file
+    if not hasattr(model, "integer_times"):  # a `Model`, or what stands in for one, such as an exported file
         raise ValueError(f"model must be an odediff.Model, got {model!r}; odediff.load(name or folder) reads one")
     draw: dict[str, Any] = {"n": n, "seed": seed, "noise": noise, "label": label, "progress": progress}
     predict: dict[str, Any] = {"guidance": guidance, "clip": clip, "threshold": threshold}
