@@ -20,7 +20,6 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-DEFAULT_DOMAINS = ("", "ai.onnx")
 INTEGERS = (TensorProto.INT64, TensorProto.INT32, TensorProto.UINT8, TensorProto.BOOL)
 _RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 
@@ -74,7 +73,7 @@ class Node:
 
     @property
     def domain(self) -> str:
-        return "" if self.proto.domain in DEFAULT_DOMAINS else self.proto.domain
+        return self.proto.domain
 
     def attribute(self, name: str) -> Any:
         """The value of an attribute, None if it is left out."""

@@ -32,7 +32,7 @@ import onnx.shape_inference
 from google.protobuf.message import DecodeError
 
 from . import tensorrt_rules as rules
-from .dataflow import DEFAULT_DOMAINS, Graph, Node, Value, read
+from .dataflow import Graph, Node, Value, read
 from .tensorrt_rules import Finding, Table
 
 _ORIGINS = ("constants", "sizes of tensors", "a loop's counter", "indices", "data")  # in the order of `Origin`
@@ -171,7 +171,9 @@ def _read(path: Path) -> tuple[int, Graph, list[Finding]]:
         raise ValueError(f"{path} holds no graph of operators; give an ONNX file that odediff export wrote")
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
-    opset = next((o.version for o in model.opset_import if o.domain in DEFAULT_DOMAINS), 0)
+    for named in (*model.opset_import, *_nodes(model.graph)):
+        named.domain = "" if named.domain == "ai.onnx" else named.domain
+    opset = next((o.version for o in model.opset_import if not o.domain), 0)
     try:
         return opset, read(_inferred(model)), []
     except onnx.shape_inference.InferenceError as error:

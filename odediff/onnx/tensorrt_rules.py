@@ -185,7 +185,10 @@ def _iota(node: Node, rule: Table) -> bool | None:
 
 def _branches(node: Node, rule: Table) -> bool | None:
     pairs = list(zip(*(body.outputs for body in node.bodies.values()), strict=False))
-    if any(a.name == b.name or (a.shape and b.shape and len(a.shape) != len(b.shape)) for a, b in pairs):
+    if any(a.name == b.name for a, b in pairs):
+        return False
+    ranks = [{len(v.shape) for v in pair if v.shape is not None} for pair in pairs]
+    if any(len(found) > 1 for found in ranks):
         return False
     return None if any(v.shape is None for pair in pairs for v in pair) else True
 
