@@ -186,7 +186,11 @@ def test_double_and_other_types_are_refused(file):
     assert refusals(file(*byte)) == ["Cast_d: UINT8 tensor inside the network"]
     assert refusals(file(node("Add", "x c", "y"), c=np.ones(4))) != []
     sequence = [node("SequenceConstruct", "x", "s"), node("ConcatFromSequence", "s", "y", axis=0)]
-    assert "SequenceConstruct_s: tensor of a type that onnx cannot tell" in refusals(file(*sequence))
+    assert "SequenceConstruct_s: onnx cannot tell the type of what it gives" in refusals(file(*sequence))
+    odd = [node("MatMul", "x c", "z"), node("Relu", "z", "r"), node("Relu", "r", "y")]
+    assert refusals(file(*odd, c=np.ones((3, 4), np.float32))) == [
+        "MatMul_z: onnx cannot tell the type of what it gives"
+    ]
 
 
 def test_operators_that_came_late_are_noted_with_their_version(file):
@@ -423,15 +427,23 @@ def loop(file, *inside, before=(), count="n", start="t", keep="go", carried=("ba
     return file(*before, node("Loop", f"{count} {start} x", "y", body=inner), inputs=inputs, **given)
 
 
+PLAIN = (
+    [node("Identity", "go", "same"), node("Gather", "w i", "row"), node("Mul", "x1 row", "x2")],
+    [("i", I64, []), ("go", BOOL, []), ("x1", F, ["batch", 4])],
+    [("same", BOOL, []), ("x2", F, ["batch", 4])],
+)
 STEP = [node("Gather", "w i", "row"), node("Mul", "x1 row", "x2")]
 
 
 def test_a_loop_with_a_constant_count_is_taken(file):
     path = loop(file, *STEP)
-    assert refusals(path) == []
+    assert check(path).findings == ()
     assert check(path).shapes[-1] == "Loop Loop_y: 3 iterations"
     assert check(path).operators["Gather"] == (1, ("FP32", "INT64"))
     assert refusals(loop(file, *STEP, start="-")) == []
+    turned = [node("Relu", "x", "z"), node("Loop", "n t z", "u", body=body(*PLAIN)), node("Relu", "u", "y")]
+    given = {"n": np.array(3), "t": np.array(True), "w": np.ones((3, 4), np.float32)}
+    assert check(file(*turned, **given)).findings == ()
     yes = node("Constant", "", "on", value=numpy_helper.from_array(np.array(True)))
     assert refusals(loop(file, *STEP, yes, keep="on")) == []
 

@@ -174,6 +174,8 @@ def _node(proto: onnx.NodeProto, seen: MutableMapping[str, Value], known: dict[s
             node.bodies[attribute.name] = _graph(attribute.g, seen, node)
     for index, name in enumerate(proto.output):
         value = _described(known[name]) if name in known else Value(name)
+        if node.op == "Loop" and value.shape is None and index < len(node.inputs) - 2:  # carried, so it keeps its shape
+            value.shape = node.bodies["body"].outputs[index + 1].shape
         value.producer, value.tensor, value.sizes = node, _literal(node), _sizes(node)
         value.origin = _origin(node, index, value)
         node.outputs.append(value if name else None)

@@ -317,9 +317,11 @@ def quantisation(node: Node, table: Table) -> Iterator[Finding]:
 def unknown(graph: Graph, table: Table) -> Iterator[Finding]:
     """Tensors of which onnx does not tell the type, or every size beyond axis 0."""
     for value in graph.values():
-        if not value.type and (value.uses or value.producer is None):
-            node = value.name if value.producer is None else value.producer.name
-            yield refused(node, "tensor of a type that onnx cannot tell", "export it with types, without sequences")
+        source = value.producer
+        above = [v for v in source.inputs if v is not None] if source is not None else []
+        if not value.type and (value.uses or source is None) and all(v.type for v in above):
+            what, name = "onnx cannot tell the type of what it gives", value.name if source is None else source.name
+            yield refused(name, what, "its inputs may contradict each other, or be sequences; export it again")
     count = sum(
         v.shape is None or any(size is None or str(size).startswith("unk__") for size in v.shape[1:])
         for v in graph.values()
