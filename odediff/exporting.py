@@ -13,27 +13,33 @@ from math import prod
 from pathlib import Path
 from typing import Any, cast
 
-import onnx
 import torch
 from numpy.typing import ArrayLike
-from onnx import helper
 from torch import nn
 
-from .. import __version__
-from ..adaptive import is_torchdiffeq
-from ..choices import unknown
-from ..model import Model
-from ..plans import Plan
-from ..prediction import Clip, Prediction
-from ..sampling import Sampler, compiled
-from . import parity
-from .graph import body_of, opset_in
-from .live import peak_bytes
-from .metadata import KEY, About
-from .network import bare, network
-from .runtime import OnnxModel
-from .sampler import FORMS, Network, sampler
-from .targets import RANGE, opset_of
+from . import __version__, parity
+from .adaptive import is_torchdiffeq
+from .choices import unknown
+from .model import Model
+from .onnx.metadata import KEY, About
+from .onnx.runtime import OnnxModel
+from .onnx.targets import RANGE, opset_of
+from .plans import Plan
+from .prediction import Clip, Prediction
+from .sampling import Sampler, compiled
+
+try:
+    import onnx
+    from onnx import helper
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"odediff.export needs {error.name}: pip install 'odediff[onnx]'", name=error.name
+    ) from None
+
+from .onnx.graph import body_of, opset_in
+from .onnx.live import peak_bytes
+from .onnx.network import bare, traced
+from .onnx.sampler import FORMS, Network, sampler_graph
 
 UNROLLED = 12  # rows up to which a sampler is unrolled if no form is named
 LARGEST = 2**31 - 2**20  # bytes that protobuf can hold
@@ -44,7 +50,7 @@ class Exported:
     """What was written, and how far it was from the model.
 
     form, why: of a sampler, and the reason.  nodes: of the graph that holds the network.  bytes: with external data.
-    gap, bound: the error and what was allowed, see `odediff.onnx.parity`.
+    gap, bound: the error and what was allowed, see `odediff.parity`.
     """
 
     path: Path
@@ -81,7 +87,7 @@ def export(
     threshold: float | None = None,
     clip_eps: str = "recompute",
     batch: int | None = None,
-    precision: str = "fp32",
+    precision: str | None = None,
     target: str = "onnxruntime",
     opset: int | None = None,
     external_data: bool | None = None,
@@ -99,7 +105,7 @@ def export(
         threshold, clip_eps: as `odediff.Sampler`, in the graph.
     form: "unrolled", the network once a row and no control flow, or "loop", the network once; None: unrolled up to
         12 rows and for TensorRT, else loop.
-    batch: a fixed number, or None for a dynamic axis.  precision: "fp32", "fp16" (the network in half; state and
+    batch: a fixed number, or None for a dynamic axis.  precision: "fp32" (None), "fp16" (the network in half; state and
         coefficients stay float32), or "int8" (convolutions and linear layers, calibrated on the sampler's own states).
     target: "onnxruntime", or "tensorrt" or "tensorrt-10.9", a version, picks the opset; opset overrides it.
     external_data: weights in `path` + ".data"; None: where the file would pass 2 GB.
@@ -112,13 +118,15 @@ def export(
     plan = _plan(model, solver, nfe, grid, eta, options)
     predict = {"guidance": guidance, "clip": clip, "threshold": threshold, "clip_eps": clip_eps}
     form, why = _form(form, plan, target)
+    own = model.about.precision if isinstance(model, OnnxModel) else "fp32"
+    precision = own if precision is None else precision
     opset = opset_of(target) if opset is None else opset
     _check(model, path, batch, precision, opset)
     prediction = _prediction(model, plan, predict)
     net, memory = _network(model, opset, batch, precision, prediction)
     made = net.proto
     if plan is not None and prediction is not None and form is not None:
-        made = sampler(net, plan, prediction, form=form, batch=batch)
+        made = sampler_graph(net, plan, prediction, form=form, batch=batch)
         memory = memory and memory + 4 * (plan.depth + 3) * prod(model.shape)
     about = About(
         prediction=model.prediction,
@@ -225,7 +233,7 @@ def _network(
             raise ValueError(f"{model.path} takes batches of {model.about.batch}; this sampler calls it with {rows}")
         made, names = onnx.load(model.path), model.names
     else:
-        made = network(model, opset=opset, batch=rows, precision=precision)
+        made = traced(model, opset=opset, batch=rows, precision=precision)
         names = {one.name: one.name for one in (*made.graph.input, *made.graph.output)}
     memory = peak_bytes(made) * (2 if guided else 1)
     bare(made)

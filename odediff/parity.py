@@ -17,18 +17,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..model import Model
-from ..plans import Plan
-from ..running import evaluating
-from ..sampling import Sampler
-from .runtime import OnnxModel, OnnxSampler, load
+from .model import Model
+from .onnx import OnnxModel, OnnxSampler, load
+from .plans import Plan
+from .running import evaluating
+from .sampling import Sampler
 
 BOUNDS = {"fp32": 1e-5, "fp16": 2e-3, "int8": 0.2}
 BATCHES = (1, 2, 5)
 Array = NDArray[np.float32]
 
 
-class ParityError(RuntimeError):
+class ParityError(ValueError):
     """The exported file does not compute what the model does."""
 
 
@@ -83,9 +83,8 @@ def _images(
     file: OnnxSampler, model: Model | OnnxModel, plan: Plan, options: dict[str, Any], n: int, label: Any, seed: int
 ) -> Pair:
     """The samplers' images of a random seed."""
-    if "label" not in file.names:
-        label = None
     want = Sampler(model, plan, **options)(n=n, seed=seed, label=label)  # type: ignore[arg-type]
+    label = label if "label" in file.names else None
     return Pair("images", file.run(n, seed, label=label), want.cpu().numpy())
 
 
