@@ -482,6 +482,7 @@ def test_a_loop_with_a_constant_count_is_taken(file):
     turned = [node("Relu", "x", "z"), node("Loop", "n t z", "u", body=body(*PLAIN)), node("Relu", "u", "y")]
     given = {"n": np.array(3), "t": np.array(True), "w": np.ones((3, 4), np.float32)}
     assert check(file(*turned, **given)).findings == ()
+    assert refusals(loop(file, *STEP, before=[node("Identity", "t", "t2")], start="t2")) == []
     yes = node("Constant", "", "on", value=numpy_helper.from_array(np.array(True)))
     assert refusals(loop(file, *STEP, yes, keep="on")) == []
 
@@ -653,6 +654,10 @@ def test_what_is_no_onnx_file_is_said_so(tmp_path, file):
             check(tmp_path / "bad.onnx")
     with pytest.raises(ValueError, match='reads "nothing", which nothing before it gives'):
         check(file(node("Relu", "nothing", "y")))
+    with pytest.raises(ValueError, match='Loop "Loop_y" lacks body'):
+        check(file(node("Loop", "n - x", "y"), n=np.array(3)))
+    with pytest.raises(ValueError, match='Loop "Loop_y" lacks outputs'):
+        check(file(node("Loop", "n - x", "y", body=body([], [], [])), n=np.array(3)))
     with pytest.raises(ValueError, match='no node gives the output "y"'):
         check(file(node("Relu", "x", "z")))
 
