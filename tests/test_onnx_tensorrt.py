@@ -200,6 +200,8 @@ def test_operators_that_came_late_are_noted_with_their_version(file):
     for opset in (21, 23):
         assert notes(file(norm, opset=opset, **given)) == ["GroupNormalization needs TensorRT 10.9 or later"]
         assert check(file(norm, opset=opset, **given)).types == {"FP32": 3}
+    first = node("GroupNormalization", "x s s", "z", num_groups=2)
+    assert check(file(first, node("Relu", "z", "y"), opset=23, **given)).types == {"FP32": 4}
     groups = {**given, "s": np.ones(2, np.float32)}
     assert check(file(norm, opset=18, **groups)).findings == ()  # the operator of opset 18 came earlier
     heads = {"inputs": [image], "outputs": [("y", F, ["batch", 4, 8, 8])]}
