@@ -74,10 +74,26 @@ def test_numbers_that_are_not_packed_count_the_same(tmp_path, kind, numbers, dim
             refused(tmp_path, model, "(4,)", "has 3")
 
 
+@pytest.mark.parametrize(
+    ("kind", "packed", "told"),
+    [
+        (1, message(4, bytes(13)), "do not fill 13 bytes"),
+        (11, message(10, bytes(20)), "do not fill 20 bytes"),
+        (6, message(5, b"\x01\x80\x01\x01\x80"), "without an end"),
+    ],
+)
+def test_packed_numbers_that_are_cut(tmp_path, kind, packed, told):
+    refused(tmp_path, minimal(message(5, b"\x08\x03" + bytes([0x10, kind]) + packed)), told)
+
+
 def test_many_small_numbers_are_counted_across_chunks(tmp_path):
     values = np.arange(1_500_000) % 300  # of one and two bytes: numbers lie across the borders of the chunks
     tensor = helper.make_tensor("w", TensorProto.INT64, values.shape, values)
-    assert wire.read(save(tmp_path, network(tensor))).bytes == values.nbytes
+    path = save(tmp_path, network(tensor))
+    tracemalloc.start()
+    assert wire.read(path).bytes == values.nbytes
+    assert tracemalloc.get_traced_memory()[1] < 3_000_000  # of 2.4 MB, which are searched in chunks
+    tracemalloc.stop()
     tensor.int64_data.pop()
     refused(tmp_path, network(tensor), "'w'", "needs 1500000", "has 1499999")
 
@@ -95,6 +111,7 @@ def test_weights_are_not_copied(tmp_path):
     ("tensor", "told"),
     [
         (TensorProto(name="w", data_type=1, dims=[-3], raw_data=bytes(12)), ["negative", "-3"]),
+        (TensorProto(name="w", data_type=1, dims=[-(2**63)], raw_data=bytes(12)), ["negative", str(-(2**63))]),
         (TensorProto(name="w", data_type=1, dims=[2**40, 2**40], raw_data=bytes(12)), ["int64", str(2**40)]),
         (TensorProto(name="w", data_type=1, dims=[2**40, 2**40, 0]), ["int64"]),
         (TensorProto(name="w", data_type=1, dims=[2**61], raw_data=bytes(12)), ["int64"]),
