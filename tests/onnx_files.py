@@ -165,7 +165,7 @@ def everything() -> ModelProto:
     model.graph.initializer.append(helper.make_tensor("t", TensorProto.STRING, [2], ["one", "three"]))
     model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [3]))
     model.graph.input.append(helper.make_tensor_value_info("n", TensorProto.INT32, []))
-    model.graph.input.append(helper.make_tensor_value_info("u", TensorProto.BFLOAT16, [None, 4, -1, 0]))
+    model.graph.input.append(helper.make_tensor_value_info("u", TensorProto.BFLOAT16, [None, 4, -1, 0, ""]))
     tensor = helper.make_tensor_type_proto(TensorProto.FLOAT, [3])
     for name, kind in {
         "sequence": helper.make_sequence_type_proto(tensor),

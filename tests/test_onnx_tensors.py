@@ -256,6 +256,13 @@ def test_indices_must_fit_their_values(tmp_path, shape):
     refused(tmp_path, network(sparse_initializer=[sparse(array(), indices)]), "'w'", str(shape))
     narrow = numpy_helper.from_array(np.zeros(3, dtype=np.int32))
     refused(tmp_path, network(sparse_initializer=[sparse(array(), narrow)]), "'w'", "int32")
+    square = numpy_helper.from_array(np.zeros((1, 3), dtype=np.float32), "w")
+    refused(
+        tmp_path, network(sparse_initializer=[sparse(square, numpy_helper.from_array(np.zeros((1, 3), int)))]), "(1, 3)"
+    )
+    negative = sparse(array())
+    negative.dims[:] = [-9]
+    refused(tmp_path, network(sparse_initializer=[negative]), "'w'", "negative dimension -9")
     lacking = SparseTensorProto(values=array(), dims=[9])
     refused(tmp_path, network(sparse_initializer=[lacking]), "lacks")
     pairs = numpy_helper.from_array(np.zeros((3, 1), dtype=np.int64))
