@@ -40,6 +40,7 @@ from .onnx.graph import body_of, opset_in
 from .onnx.live import peak_bytes
 from .onnx.network import bare, traced
 from .onnx.sampler import FORMS, Network, sampler_graph
+from .onnx.simplify import simplify
 
 UNROLLED = 12  # rows up to which a sampler is unrolled if no form is named
 LARGEST = 2**31 - 2**20  # bytes that protobuf can hold
@@ -124,6 +125,9 @@ def export(
     _check(model, path, batch, precision, opset)
     prediction = _prediction(model, plan, predict)
     net, memory = _network(model, opset, batch, precision, prediction)
+    if target == "onnxruntime" and not isinstance(model, OnnxModel):
+        simplify(net.proto)
+    bare(net.proto)
     made = net.proto
     if plan is not None and prediction is not None and form is not None:
         made = sampler_graph(net, plan, prediction, form=form, batch=batch)
@@ -235,9 +239,7 @@ def _network(
     else:
         made = traced(model, opset=opset, batch=rows, precision=precision)
         names = {one.name: one.name for one in (*made.graph.input, *made.graph.output)}
-    memory = peak_bytes(made) * (2 if guided else 1)
-    bare(made)
-    return Network(made, names), memory
+    return Network(made, names), peak_bytes(made) * (2 if guided else 1)
 
 
 def _write(
