@@ -39,8 +39,8 @@ except ModuleNotFoundError as error:
 from .onnx.graph import body_of, opset_in
 from .onnx.live import peak_bytes
 from .onnx.network import bare, traced
+from .onnx.rewriting import simplify
 from .onnx.sampler import FORMS, Network, sampler_graph
-from .onnx.simplify import simplify
 
 UNROLLED = 12  # rows up to which a sampler is unrolled if no form is named
 LARGEST = 2**31 - 2**20  # bytes that protobuf can hold

@@ -12,7 +12,7 @@ from torch import nn
 
 import odediff
 from odediff.onnx.network import traced
-from odediff.onnx.simplify import simplify
+from odediff.onnx.rewriting import simplify
 
 
 class Norms(nn.Module):

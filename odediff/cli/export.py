@@ -89,9 +89,9 @@ def run(args: argparse.Namespace) -> None:
 
         print(f"Triton repository {triton_repository(made.path, args.triton)}")
     if args.check:
-        from ..onnx.tensorrt import check
+        from ..onnx.tensorrt import parse
 
-        report = check(made.path)
+        report = parse(made.path)
         print(report)
         if not report.ok:
             raise ValueError(f"TensorRT would refuse {made.path}; the list above says what, and what to change")
