@@ -174,7 +174,7 @@ def test_resumes_after_dying_between_checkpoints(data: Path, tmp_path: Path, who
 def test_interrupt_saves_and_says_how_to_go_on(data: Path, tmp_path: Path, whole: Path) -> None:
     def interrupt(record: dict[str, Any]) -> None:
         if record["step"] == 6:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)  # to this thread: os.kill may pick another, and be late
 
     before = signal.getsignal(signal.SIGINT)
     config = _config(data, tmp_path)
