@@ -42,7 +42,7 @@ def quality(data: Path, n: int) -> dict[str, Any]:
                 rows.append({"images": name, "error": f"{type(error).__name__}: {error}".split("\n")[0][:200]})
                 continue
             f = found[name] = features(draw(odediff.onnx.load(path, threads=1), seeds))
-            apart = frechet.frechet(f, found["fp32"])
+            apart = 0.0 if name == "fp32" else frechet.frechet(f, found["fp32"])
             scores = {"precision": frechet.coverage(real, f), "recall": frechet.coverage(f, real)}
             rows.append({"images": name, "n": n, "FD": frechet.frechet(f, real), "FD_fp32": apart, **scores})
     return {"nfe": NFE, "rows": rows, "environment": environment()}
