@@ -43,7 +43,7 @@ from tqdm import tqdm
 
 import odediff
 from odediff.nn import UNet, unet_config
-from odediff.onnx.parity import BOUNDS, ParityError
+from odediff.parity import BOUNDS, ParityError
 from odediff.plans import Plan
 
 NFE = 20

@@ -85,8 +85,10 @@ class OnnxRuntime:
         settings.log_severity_level = 3
         if options.threads is not None:
             settings.intra_op_num_threads = options.threads
-        graph = {"enable_cuda_graph": "1"} if options.provider == "cuda" else {"trt_cuda_graph_enable": "1"}
-        self.session = ort.InferenceSession(path, settings, providers=[(name, graph if options.cuda_graph else {})])
+        given = {"use_tf32": "0"} if options.provider == "cuda" else {}  # fp32 is fp32; fp16 is there for speed
+        if options.cuda_graph:
+            given["enable_cuda_graph" if options.provider == "cuda" else "trt_cuda_graph_enable"] = "1"
+        self.session = ort.InferenceSession(path, settings, providers=[(name, given)])
         if self.session.get_providers()[0] != name:
             raise ProviderError(
                 f"provider {options.provider!r} was asked for, but onnxruntime runs {self.session.get_providers()[0]}: "
