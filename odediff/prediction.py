@@ -133,10 +133,10 @@ class Prediction:
 
         return evaluate
 
-    def d(self, x: Tensor, out: Tensor, row: Row) -> Tensor:
-        """The prediction in the row's space, a new tensor."""
+    def d(self, x: Tensor, out: Tensor, row: Row, into: Tensor | None = None) -> Tensor:
+        """The prediction in the row's space, a new tensor, or `into`."""
         if self.limits is None:
-            return mix(row.to_d[0], x, row.to_d[1], out)
+            return mix(row.to_d[0], x, row.to_d[1], out, into)
         m, p, q = row.back
         return limited(m, self.x0(x, out, row), p, x, q, out)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 from tqdm import tqdm
@@ -20,7 +21,7 @@ from .philox import Seed
 from .plans import Plan
 from .prediction import Clip, Label, Prediction, checked_label, implied_count
 from .running import evaluating, finish, start
-from .step import advance
+from .step import advance_, shares_memory, steps
 
 Callback = Callable[[int, Tensor, Tensor], None]
 
@@ -69,6 +70,8 @@ class Sampler:
             )
         self.prediction = Prediction(model, guidance=guidance, clip=clip, threshold=threshold, clip_eps=clip_eps)
         self._rows = self.prediction.of_plan(plan)
+        to_d = [row.to_d for row in self._rows]
+        self._steps = steps(plan.a, plan.b, plan.c, to_d, self.prediction.limits is not None)
 
     def __call__(
         self,
@@ -97,16 +100,21 @@ class Sampler:
         label = checked_label(model, label)
         x, batch = start(model, plan.prior_scale, noise, implied_count(label, n, noise), seed)
         network, predict = self.prediction.network(label, x), self.prediction
-        coefficients = zip(plan.t.tolist(), plan.a.tolist(), plan.b.tolist(), plan.c.tolist(), strict=True)
-        history: list[Tensor] = []
+        past: list[Tensor] = [torch.empty_like(x) for _ in range(plan.depth if any(s.keep for s in self._steps) else 0)]
         with evaluating(model), tqdm(total=plan.nfe, disable=not progress, desc=plan.method, unit="eval") as bar:
-            for i, ((t, a, b, c), row) in enumerate(zip(coefficients, self._rows, strict=True)):
+            for i, (t, row, step) in enumerate(zip(plan.t.tolist(), self._rows, self._steps, strict=True)):
                 out = network(x, t)
-                history = [predict.d(x, out, row), *history[: plan.depth - 1]]
-                z = normal(batch, i + 1, model.shape, device=x.device, dtype=x.dtype) if c else None
-                old, x = x, advance(x, a, b, history, c, z)
+                if shares_memory(out, x):  # a network that gives back its input
+                    out = out.clone()
+                x0 = x if callback is None else predict.x0(x, out, row)
+                if step.keep:
+                    past[i % len(past)] = predict.d(x, out, row, past[i % len(past)])
+                terms = [(w, out if k is None else past[(i - k) % len(past)]) for w, k in step.terms]
+                if step.c:
+                    terms.append((step.c, normal(batch, i + 1, model.shape, device=x.device, dtype=x.dtype)))
+                advance_(x, step.a, terms)
                 if callback is not None:
-                    callback(i, x.clone(), predict.x0(old, out, row))
+                    callback(i, x.clone(), x0)
                 bar.update()
         return finish(model, x)
 
