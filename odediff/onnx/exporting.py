@@ -9,10 +9,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import onnx
 import torch
 from numpy.typing import ArrayLike
@@ -27,16 +29,17 @@ from ..plans import Plan
 from ..prediction import Clip, Prediction
 from ..sampling import Sampler, compiled
 from . import parity
-from .graph import body_of, opset_in
+from .graph import LARGEST, body_of, opset_in
 from .live import peak_bytes
 from .metadata import KEY, About
 from .network import bare, network
+from .quantize import quantized, recorded
 from .runtime import OnnxModel
 from .sampler import FORMS, Network, sampler
 from .targets import RANGE, opset_of
 
 UNROLLED = 12  # rows up to which a sampler is unrolled if no form is named
-LARGEST = 2**31 - 2**20  # bytes that protobuf can hold
+CALIBRATION = 16  # samples that int8 is calibrated on if not told
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ def export(
     batch: int | None = None,
     precision: str = "fp32",
     target: str = "onnxruntime",
+    calibration: int | None = None,
     opset: int | None = None,
     external_data: bool | None = None,
     license: str | None = None,
@@ -100,7 +104,9 @@ def export(
     form: "unrolled", the network once a row and no control flow, or "loop", the network once; None: unrolled up to
         12 rows and for TensorRT, else loop.
     batch: a fixed number, or None for a dynamic axis.  precision: "fp32", "fp16" (the network in half; state and
-        coefficients stay float32), or "int8" (convolutions and linear layers, calibrated on the sampler's own states).
+        coefficients stay float32), or "int8" (convolutions and linear layers, calibrated on the sampler's own states,
+        of a network alone on those of the default solver; for TensorRT with zero point 0).
+    calibration: samples to calibrate int8 on, of a fixed seed; None: 16.
     target: "onnxruntime", or "tensorrt" or "tensorrt-10.9", a version, picks the opset; opset overrides it.
     external_data: weights in `path` + ".data"; None: where the file would pass 2 GB.
     license: a name for the metadata; None: that of the model's info.
@@ -113,9 +119,13 @@ def export(
     predict = {"guidance": guidance, "clip": clip, "threshold": threshold, "clip_eps": clip_eps}
     form, why = _form(form, plan, target)
     opset = opset_of(target) if opset is None else opset
-    _check(model, path, batch, precision, opset)
+    _check(model, path, batch, precision, opset, calibration)
     prediction = _prediction(model, plan, predict)
     net, memory = _network(model, opset, batch, precision, prediction)
+    if precision == "int8" and isinstance(model, Model):
+        run = partial(_calibrate, model, plan, predict, CALIBRATION if calibration is None else calibration, batch)
+        feeds = recorded(cast(nn.Module, model.net), net.proto, run)
+        net = net._replace(proto=quantized(net.proto, feeds, zero_point=target == "onnxruntime"))
     made = net.proto
     if plan is not None and prediction is not None and form is not None:
         made = sampler(net, plan, prediction, form=form, batch=batch)
@@ -187,7 +197,9 @@ def _form(form: str | None, plan: Plan | None, target: str) -> tuple[str | None,
     return ("unrolled", f"up to {UNROLLED} rows") if few else ("loop", f"more than {UNROLLED} rows")
 
 
-def _check(model: Model | OnnxModel, path: Path, batch: int | None, precision: str, opset: int) -> None:
+def _check(
+    model: Model | OnnxModel, path: Path, batch: int | None, precision: str, opset: int, calibration: int | None
+) -> None:
     if path.suffix != ".onnx":
         raise ValueError(f"path = {str(path)!r} must end in .onnx")
     if path.is_dir():
@@ -200,6 +212,11 @@ def _check(model: Model | OnnxModel, path: Path, batch: int | None, precision: s
         raise ValueError(
             f"precision = {precision!r}, but the file is {model.about.precision}; export that from the model"
         )
+    if calibration is not None:
+        if precision != "int8" or isinstance(model, OnnxModel):
+            raise ValueError(f"calibration = {calibration!r} belongs to a model's export in int8; leave it out")
+        if isinstance(calibration, bool) or not isinstance(calibration, int) or calibration < 1:
+            raise ValueError(f"calibration = {calibration!r} must be a whole number of samples from 1 up")
     if not isinstance(opset, int) or not RANGE[0] <= opset <= RANGE[1]:
         raise ValueError(f"opset = {opset!r} must be from {RANGE[0]} to {RANGE[1]}")
 
@@ -225,11 +242,23 @@ def _network(
             raise ValueError(f"{model.path} takes batches of {model.about.batch}; this sampler calls it with {rows}")
         made, names = onnx.load(model.path), model.names
     else:
-        made = network(model, opset=opset, batch=rows, precision=precision)
+        made = network(model, opset=opset, batch=rows, precision="fp32" if precision == "int8" else precision)
         names = {one.name: one.name for one in (*made.graph.input, *made.graph.output)}
     memory = peak_bytes(made) * (2 if guided else 1)
     bare(made)
     return Network(made, names), memory
+
+
+def _calibrate(model: Model, plan: Plan | None, predict: dict[str, Any], n: int, batch: int | None) -> None:
+    """Sample at least n, a multiple of a fixed batch, of every class; a network alone also without label."""
+    n = -(-n // (batch or 1)) * (batch or 1)
+    labels: list[Any] = [None] if model.num_classes is None else [np.arange(n) % model.num_classes]
+    if plan is None:
+        plan = compiled(model, None, None, None, None, {})
+        labels += [None] * (model.num_classes is not None)
+    run = Sampler(model, plan, **predict)
+    for label in labels:
+        run(n=n, seed=0, label=label)
 
 
 def _write(
