@@ -13,7 +13,7 @@ from odediff.methods import METHODS
 
 FRAMES = (("flow", "t"), ("flow", "tau"), ("eps", "lam"), ("x0", "lam"), ("v", "phi"), ("v", "t"))
 ADAMS = ("ab2", "ab3", "ab4", "abm2", "abm3", "abm4")
-ADAMS_GRIDS = ("uniform", "power:1.25", "power:1.5", "power:1.75", "quadratic", "asinh", "logsnr")
+ADAMS_GRIDS = ("uniform", "power:1.25", "power:1.5", "power:1.5:0.5", "power:1.75", "quadratic", "asinh", "logsnr")
 
 
 def _run(name: str | None, **options: str) -> Callable[[Problem, int], Tensor]:

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from odediff import schedule as schedule
     from odediff.adaptive import BudgetExceeded as BudgetExceeded
     from odediff.adaptive import solve as solve
+    from odediff.exporting import export as export
     from odediff.images import save_images as save_images
     from odediff.methods import METHODS as METHODS
     from odediff.methods import cite as cite
     from odediff.methods import plan as plan
     from odediff.model import Model as Model
     from odediff.model import load as load
-    from odediff.onnx.exporting import export as export
     from odediff.plans import Plan as Plan
     from odediff.sampling import Sampler as Sampler
     from odediff.sampling import sample as sample
@@ -41,7 +41,7 @@ _HOME = {
     "Sampler": "sampling",
     "analysis": "analysis",
     "cite": "methods",
-    "export": "onnx.exporting",
+    "export": "exporting",
     "load": "model",
     "onnx": "onnx",
     "plan": "methods",

@@ -14,5 +14,7 @@ def unknown(kind: str, name: object, choices: Iterable[str], more: str = "") -> 
 
 def nearest(name: object, choices: Iterable[str]) -> str:
     """The question "did you mean a, b or c? ", up to three names by `difflib`; empty where none is near."""
-    near = get_close_matches(name.lower().replace("+", "p"), list(choices)) if isinstance(name, str) else []
+    near = (
+        get_close_matches(name.lower().replace("+", "p"), list(dict.fromkeys(choices))) if isinstance(name, str) else []
+    )
     return f"did you mean {' or '.join(filter(None, [', '.join(near[:-1]), near[-1]]))}? " if near else ""

@@ -5,6 +5,7 @@ evaluations spans m / nfe, so one grid has the same density for every method. No
 network was not trained: where the last start would, the powers end there instead.
 
     power:P    t = t_end + (t_max - t_end) (1 - f)^P          uniform in (t - t_end)^(1/P), P in [1, 4]
+    power:P:S  the same, the last step S times as wide as its share, S in (0, 1]; power:P:1 is power:P
     uniform    power:1
     quadratic  power:2                                        DDIM, appendix D.2
     logsnr     lam linear in f from lam(t_max) to lam(t_min)  DPM-Solver, section 3.4
@@ -29,8 +30,8 @@ GRIDS = ("uniform", "quadratic", "logsnr", "karras", "asinh")
 def times(schedule: Schedule, grid: str | ArrayLike, evaluations: list[int], *, snap: bool = False) -> Array:
     """The times at which steps of these many `evaluations` start, float64, strictly decreasing, shape (steps,).
 
-    grid: a name from `GRIDS`, "power:P" with a number P from 1 to 4, or the times themselves (without the end, where
-    sigma = 0).
+    grid: a name from `GRIDS`, "power:P" or "power:P:S" with numbers P from 1 to 4 and S above 0 to 1, or the times
+    themselves (without the end, where sigma = 0).
     snap: round to the integer times that a network with an embedding table knows.
     ValueError: unknown name, no numbers, wrong length, times that do not decrease or leave the schedule, steps that
     snapping merges; a snap that is not True or False.
@@ -38,8 +39,7 @@ def times(schedule: Schedule, grid: str | ArrayLike, evaluations: list[int], *, 
     if not isinstance(snap, (bool, np.bool_)):
         raise ValueError(f"snap = {snap!r} must be True or False")
     if isinstance(grid, str):
-        spent = np.cumsum([0, *evaluations[:-1]]) / sum(evaluations)
-        t = _named(schedule, grid, spent)
+        t = _named(schedule, grid, evaluations)
     else:
         t = _explicit(grid, evaluations)
     if snap and schedule.steps is None:
@@ -82,9 +82,11 @@ def _explicit(grid: ArrayLike, evaluations: list[int]) -> Array:
     return given.astype(np.float64)
 
 
-def _named(schedule: Schedule, grid: str, spent: Array) -> Array:
+def _named(schedule: Schedule, grid: str, evaluations: list[int]) -> Array:
     start, end = schedule.t_max, schedule.t_end
-    if (power := _power(grid)) is not None:
+    power, last = _power(grid) or (None, 1.0)
+    spent = np.cumsum([0, *evaluations[:-1]]) / (sum(evaluations[:-1]) + last * evaluations[-1])
+    if power is not None:
         lowest = ((schedule.t_min - end) / (start - end)) ** (1 / power)
         if 1.0 - spent[-1] < lowest:
             spent = spent / spent[-1] * (1.0 - lowest)
@@ -110,17 +112,19 @@ def _named(schedule: Schedule, grid: str, spent: Array) -> Array:
     return t
 
 
-def _power(grid: str) -> float | None:
-    """The P of a grid of powers, None for the other names. ValueError: no such grid, no such power."""
+def _power(grid: str) -> tuple[float, float] | None:
+    """(P, S) of a grid of powers, None for the other names. ValueError: no such grid, no such numbers."""
     if grid in GRIDS:
-        return POWERS.get(grid)
-    kind, colon, number = grid.partition(":")
-    if kind != "power" or not colon:
-        raise unknown("grid", grid, (*GRIDS, "power:P"), " or pass an array of times")
+        return (POWERS[grid], 1.0) if grid in POWERS else None
+    kind, *numbers = grid.split(":")
+    if kind != "power" or len(numbers) not in (1, 2):
+        raise unknown("grid", grid, (*GRIDS, "power:P", "power:P:S"), " or pass an array of times")
     try:
-        power = float(number)
+        power, last = (*map(float, numbers), 1.0)[:2]
     except ValueError:
-        power = np.nan
+        power = last = np.nan
     if not 1.0 <= power <= 4.0:
         raise ValueError(f"grid {grid!r}: the power must be a number from 1 to 4, such as power:1.5")
-    return power
+    if not 0.0 < last <= 1.0:
+        raise ValueError(f"grid {grid!r}: the last step's width must be a number above 0 to 1, such as power:1.5:0.5")
+    return power, last

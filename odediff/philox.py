@@ -16,8 +16,7 @@ Values are float32 in every dtype: a float64 run starts from the same noise as a
 A draw has the same bits on every device, in every batch and with any number of threads, by construction: log, cos and
 sin are polynomials here, and integers, +, -, *, / and sqrt of float64, one operation at a time, are exact or rounded
 correctly (IEEE 754) whatever code carries them out. Library functions promise that neither for the tail of a vector nor
-between machines. For the same reason the code below serves numpy's arrays and torch's tensors alike: `xp` is the one
-module or the other.
+between machines. So one code serves numpy's arrays and torch's tensors: `xp` is the one module or the other.
 """
 
 from __future__ import annotations

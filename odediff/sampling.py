@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import adaptive
-from .choices import unknown
+from .choices import nearest, unknown
 from .model import Model
 from .noise import normal
 from .philox import Seed
@@ -50,6 +51,11 @@ class Sampler:
         threshold: float | None = None,
         clip_eps: str = "recompute",
     ) -> None:
+        if not hasattr(model, "integer_times") or not isinstance(plan, Plan):
+            raise ValueError(
+                f"Sampler takes an odediff.Model and a Plan, got {type(model).__name__} and {type(plan).__name__}; "
+                "odediff.load and odediff.plan make them"
+            )
         self.model, self.plan = model, plan
         if plan.schedule and plan.schedule != model.schedule.fingerprint:
             raise ValueError(
@@ -86,6 +92,8 @@ class Sampler:
         label that the model does not have, not as many labels as samples, guidance without label.
         """
         model, plan = self.model, self.plan
+        if callback is not None and not callable(callback):
+            raise ValueError(f"callback = {callback!r} must be callable as callback(i, x, x0)")
         label = checked_label(model, label)
         x, batch = start(model, plan.prior_scale, noise, implied_count(label, n, noise), seed)
         network, predict = self.prediction.network(label, x), self.prediction
@@ -138,6 +146,8 @@ def sample(
     ValueError: see there; and options that the solver does not have.  BudgetExceeded: `max_nfe` ran out.
     UserWarning: a Runge-Kutta method at a budget where ddim beats it.
     """
+    if not hasattr(model, "integer_times"):  # a `Model`, or what stands in for one, such as an exported file
+        raise ValueError(f"model must be an odediff.Model, got {model!r}; odediff.load(name or folder) reads one")
     draw: dict[str, Any] = {"n": n, "seed": seed, "noise": noise, "label": label, "progress": progress}
     predict: dict[str, Any] = {"guidance": guidance, "clip": clip, "threshold": threshold}
     if isinstance(solver, str) and adaptive.is_torchdiffeq(solver):
@@ -159,10 +169,13 @@ def compiled(
         return solver
     from .methods import METHODS
     from .methods import plan as compile_plan
+    from .methods.options import KEYWORDS, check_names
     from .methods.rule import advice
 
     if solver is not None and (not isinstance(solver, str) or solver not in METHODS):
         raise unknown("solver", solver, (*METHODS, *adaptive.ADAPTIVE, *adaptive.FIXED))
+    has = () if solver is None else METHODS[solver].args
+    check_names(solver, has, set(options) - set(KEYWORDS), (*KEYWORDS, *_keywords()))
     args: dict[str, Any] = {"snap": model.integer_times, **({} if eta is None else {"eta": eta}), **options}
     plan = compile_plan(solver, model.schedule, 20 if nfe is None else nfe, grid, **args)
     if (said := advice(plan.method, plan.nfe)) is not None:
@@ -174,4 +187,10 @@ def _refuse(solver: str, *names: str, **options: object) -> None:
     """Refuse these names, and those options that are not None."""
     given = [*names, *(name for name, value in options.items() if value is not None)]
     if given:
-        raise ValueError(f"{solver} takes no {given[0]!r}; remove it, or choose a solver that has it")
+        hint = "" if given[0] in _keywords() else nearest(given[0], _keywords()).rstrip()
+        raise ValueError(f"{solver} takes no {given[0]!r}; {hint or 'remove it, or choose a solver that has it'}")
+
+
+def _keywords() -> list[str]:
+    """What `sample` takes by name, whatever the solver."""
+    return [name for name, p in inspect.signature(sample).parameters.items() if p.kind is not p.VAR_KEYWORD]

@@ -110,6 +110,14 @@ def same_first_times(name: str, spacing: str, steps: int) -> str:
     return ""
 
 
+def not_finite(name: str, schedule: str, spacing: str, steps: int, *, begin: bool, wide: bool = False) -> bool:
+    """Whether a scheduler's sample is not finite; begin: with `set_begin_index(0)`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        theirs = read(name, schedule, spacing, steps, wide=wide, begin=begin)
+    return not bool(np.isfinite(theirs.states[-1]).all())
+
+
 def noise_in_the_sample(schedule: str, steps: int) -> float:
     """Standard deviation of the noise that DDPM, fixed_large, trailing, adds to the finished sample."""
     theirs = read("DDPM", schedule, "trailing", steps, clip_sample=False, variance_type="fixed_large")

@@ -184,3 +184,14 @@ def test_unipcs_options_are_checked() -> None:
     with pytest.raises(ValueError, match="'1230': give one digit of 1 to 4 for each of the 5 rows, .* or 'falling'"):
         plan("unipc_2", LINEAR, 5, orders="1230")
     assert plan("unipc_2", LINEAR, 5, orders="33333").b.tolist() == plan("unipc_3", LINEAR, 5).b.tolist()
+
+
+def test_the_published_and_the_exact_weight_of_the_older_prediction_in_2m():
+    """docs/methods.md: (e^-h - 1) / 2 and (1 - h - e^-h) / h on even steps h in lam, where alpha = 1."""
+    h = 0.985
+    times = 80.0 * np.exp(-h * np.arange(8))
+    published = plan("dpmpp_2m", SCHEDULES["edm"], 8, times)
+    exact = plan("ab2", SCHEDULES["edm"], 8, times, space="x0", variable="lam")
+    np.testing.assert_allclose(published.b[1:-1, 1], -(1 - np.exp(-h)) / 2, rtol=1e-12)
+    np.testing.assert_allclose(exact.b[1:-1, 1], -(h - 1 + np.exp(-h)) / h, rtol=1e-12)
+    np.testing.assert_allclose([published.b[1, 1], exact.b[1, 1]], [-0.313, -0.364], atol=5e-4)

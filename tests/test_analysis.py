@@ -2,7 +2,10 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from odediff.plans import Plan
 from odediff.spaces import space_pair
 
 LINEAR, FLOW = schedules.linear(), schedules.flow()
+HASHED = schedules.from_betas(np.linspace(1e-4, 0.02, 1000))
 CENTRES = np.array([[1.0, 0.5], [-0.8, 0.3], [0.1, -1.2]])
 
 
@@ -356,6 +360,43 @@ def test_an_error_that_is_rounding_has_no_slope() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ab3", {"space": "eps", "variable": "lam", "grid": "logsnr"}),
+        ("ddim", {"eta": 0.5, "snap": True}),
+        ("unipc_2", {"b": "bh1", "orders": "falling"}),
+    ],
+)
+def test_a_plan_has_the_order_of_its_method_with_its_options(name: str, options: dict[str, Any]) -> None:
+    want = observed_order(name, LINEAR, (9, 17), **options)
+    found = observed_order(odediff.plan(name, LINEAR, 6, **options), nfes=(9, 17))
+    plain = observed_order(name, LINEAR, (9, 17))
+    elsewhere = observed_order(odediff.plan(name, LINEAR, 6, **options), FLOW, (9, 17)) if name == "unipc_2" else None
+    for key, errors in want.errors.items():
+        np.testing.assert_array_equal(found.errors[key], errors)
+        if key in plain.errors:
+            assert (plain.errors[key] != errors).any()
+        assert elsewhere is None or (elsewhere.errors[key] != errors).any()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        analysis.amplification,
+        analysis.rounding,
+        analysis.stability,
+        analysis.warnings,
+        lambda plan: analysis.draw(plan, "x.png"),
+        lambda plan: analysis.gaussian_moments(plan, 0.0, 1.0),
+        lambda plan: analysis.wasserstein_gaussian(plan, 0.0, 1.0),
+    ],
+)
+def test_what_is_no_plan_is_refused_by_name(call: Callable[[Any], object]) -> None:
+    with pytest.raises(ValueError, match="expected a Plan, got 'rk4'; odediff.plan.name, schedule, nfe. makes one"):
+        call("rk4")
+
+
+@pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
         (("rk5",), {}, "unknown solver 'rk5'; did you mean rk4 or rk3. choose euler.*or pass a callable"),
@@ -370,6 +411,11 @@ def test_an_error_that_is_rounding_has_no_slope() -> None:
         (("ddpm",), {"warm_up": True}, "ddpm is stochastic"),
         ((lambda nfe: odediff.plan("rk4", LINEAR, 9),), {}, r"<lambda>\(25\) returned 9 rows; expected a Plan of 25"),
         ((lambda nfe: None,), {"grid": "karras"}, "takes no 'grid'"),
+        ((odediff.plan("ab2", LINEAR, 3, [900, 500, 90]),), {}, "cannot be compiled for other budgets: .*its own"),
+        ((replace(odediff.plan("ab2", LINEAR, 3), method="mine"),), {}, "cannot be compiled for other budgets"),
+        ((odediff.plan("ab2", LINEAR, 3),), {"space": "eps"}, "a Plan brings its options: leave 'space' out"),
+        ((odediff.plan("ab2", HASHED, 3),), {}, "by a hash alone: pass schedule="),
+        ((odediff.plan("ab2", LINEAR, 3),), {"warm_up": True}, "takes a method's name and no grid"),
     ],
 )
 def test_what_has_no_order_is_refused(arguments: tuple, options: dict, message: str) -> None:  # type: ignore[type-arg]

@@ -26,7 +26,7 @@ from odediff.spaces import SPACES
 from odediff.training import TrainConfig
 from odediff.training.config import AMP, LR_DECAYS, WEIGHTINGS
 
-COMMANDS = ("sample", "plan", "info", "train")
+COMMANDS = ("sample", "plan", "info", "train", "export")
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +135,12 @@ def test_sample_takes_ddpms_variance(tiny, tmp_path, capsys):
             "unipc_3, grid quadratic, orders 123321111",
         ),
         (
+            "--solver ddim --grid 999,800,700,600,500,400,300,200,100 --end 20",
+            {"solver": "ddim", "grid": [999, 800, 700, 600, 500, 400, 300, 200, 100], "end": 20.0},
+            "ddim, grid [999.0, 800.0, 700.0, 600.0, 500.0, 400.0, 300.0, 200.0, 100.0], end 20.0",
+        ),
+        ("--solver ab2 --snap", {"solver": "ab2", "snap": True}, "ab2, grid quadratic, snap True"),
+        (
             "--solver torchdiffeq:rk4 --variable rho",
             {"solver": "torchdiffeq:rk4", "variable": "rho"},
             "torchdiffeq:rk4",
@@ -216,6 +222,7 @@ def test_plan_prints_the_table_and_its_verdict(capsys):
     [
         ("ab3 --space x0 --variable lam", {"space": "x0", "variable": "lam"}, "3"),
         ("lms --option order=1", {"order": 1}, "4 with its default options"),
+        ("ab3 --snap", {"snap": True}, "3"),
         ("unipc_2 --option orders=falling --option b=bh1", {"orders": "falling", "b": "bh1"}, "3 with its .* options"),
     ],
 )
@@ -226,6 +233,24 @@ def test_plan_takes_every_option_in_table_and_verdict(arguments, options, order,
     assert table == str(odediff.plan(name, odediff.schedule.linear(), nfe=9, **options))
     found = analysis.observed_order(name, odediff.schedule.linear(), **options).order
     assert re.fullmatch(f"{order}; observed, .*: {found['gaussian']:.2f} on Gaussian data, .*", verdict[0][1])
+
+
+@pytest.mark.parametrize(("end", "options"), [("", {}), ("--end 20", {"end": 20.0})])
+@pytest.mark.parametrize("solver", ["ab2", ""])
+def test_plan_takes_times_and_an_end(solver, end, options, capsys):
+    table, verdict = table_and_verdict(run(capsys, f"plan {solver} --nfe 4 --grid 999,600,300.5,100 {end}"))
+    want = odediff.plan(solver or None, odediff.schedule.linear(), 4, [999, 600, 300.5, 100], **options)
+    assert table == str(want) and want.sigma[-1] == (0 if not end else odediff.schedule.linear().sigma(20))
+    order = odediff.METHODS[want.method].order
+    assert verdict[0] == ["order", f"{order}; not observed: the times of --grid are for one budget"]
+    assert verdict[1][0] == "amplification"
+
+
+def test_plan_snaps_where_asked_and_where_the_network_needs_it(tiny, capsys):
+    plain, snapped = (run(capsys, f"plan ab3 --nfe 5 --model {tiny} {flag} --json -") for flag in ("", "--snap"))
+    for text, snap in ((plain, False), (snapped, True)):
+        assert odediff.Plan.from_json(text) == odediff.plan("ab3", odediff.schedule.cosine(), 5, snap=snap)
+    assert plain != snapped
 
 
 def test_plan_of_options_for_one_budget_says_that_no_order_is_observed(capsys):
@@ -508,10 +533,15 @@ def test_without_a_command_the_help_is_shown(capsys):
         ("plan rk4 --space noise", "invalid choice: 'noise'"),
         ("plan rk4 --option", "expected one argument"),
         ("plan rk4 --option tau=1", "rk4 has no option 'tau'; it takes none"),
-        (
-            "plan sa_solver --option nfe=3",
-            "sa_solver has no option 'nfe'; it takes ['corrector', 'form', 'orders', 'predictor'",
-        ),
+        ("plan sa_solver --option nfe=3", "--option nfe=3: nfe is no option of a solver; write it as --nfe"),
+        ("plan sa_solver --option label=3", "no option 'label'; it takes ['corrector', 'form', 'orders', 'predictor'"),
+        ("sample TINY --option guidance=3", "guidance is no option of a solver; write it as --guidance"),
+        ("plan rk4 --end 20", "end = 20.0 needs an explicit grid"),
+        ("plan ab2 --nfe 3 --grid 900,300 --end 20", "the grid has shape (2,), but steps of 1+1+1 evaluations"),
+        ("plan ab2 --nfe 3 --grid 900,3OO", "unknown grid '900,3OO'"),
+        ("plan ab2 --snap --schedule edm", "snap=True needs a table of steps"),
+        ("sample TINY --solver dopri5 --snap", "dopri5 takes no 'snap'"),
+        ("plan dopri5", "dopri5, have no table: see odediff.solve"),
         ("plan sa_solver --option tau", "--option tau: write KEY=VALUE, such as s_churn=10"),
         ("plan sa_solver --option =1", "--option =1: write KEY=VALUE"),
         ("plan sa_solver --option tau=x", "tau = 'x' is no option of sa_solver, which takes float there"),
@@ -520,7 +550,10 @@ def test_without_a_command_the_help_is_shown(capsys):
         ("plan sa_solver --option s_tmax=x", "s_tmax = 'x' is no option of sa_solver, which takes float or None there"),
         ("plan sa_solver --option tau=1 --option tau=2", "--option tau=2: tau is given twice"),
         ("plan ddim --eta 1 --option eta=0", "--option eta=0: eta is given twice"),
-        ("sample TINY --solver heun_churn --option churn=1", "heun_churn has no option 'churn'; it takes ['s_churn'"),
+        (
+            "sample TINY --solver heun_churn --option churn=1",
+            "no option 'churn'; did you mean s_churn? it takes ['s_churn'",
+        ),
         ("sample TINY --solver heun_chrun --option s_churn=1", "'heun_chrun'; did you mean heun_churn"),
         (
             "sample TINY --solver dopri5 --option s_churn=1",

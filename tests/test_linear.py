@@ -12,7 +12,7 @@ LINEAR = SCHEDULES["linear"]
 
 
 def phi(schedule: Schedule, x: Array, e: Array, t: float, to: float) -> Array:
-    """Liu et al. 2022, eq. 11, in abar = alpha^2 of a variance-preserving schedule."""
+    """The transfer part of Liu et al. 2022, in abar = alpha^2 of a variance-preserving schedule."""
     now, then = float(schedule.alpha(t)) ** 2, float(schedule.alpha(to)) ** 2
     below = np.sqrt(now) * (np.sqrt((1 - then) * now) + np.sqrt((1 - now) * then))
     return np.sqrt(then / now) * x - (then - now) / below * e

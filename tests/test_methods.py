@@ -1,5 +1,7 @@
 """Methods against their papers: formulae written out here, independently of the library's derivations."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -340,6 +342,11 @@ def test_runge_kutta_spends_leftovers_on_lower_orders() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: plan("dopri5", LINEAR), "unknown solver 'dopri5'; .*dopri5, have no table: see odediff.solve"),
+        (lambda: plan(None, LINEAR, None), "nfe=None must be a whole number"),  # type: ignore[arg-type]
+        (lambda: plan("ab3", LINEAR, vriable="t"), r"no option 'vriable'; did you mean variable\? it takes none"),
+        (lambda: plan("ab3", LINEAR, variable="lamb"), r"unknown variable 'lamb'; did you mean lam\?"),
+        (lambda: cite(replace(plan("ddim", LINEAR, 3), method="mine")), "names no method of METHODS but 'mine'"),
         (lambda: plan("rk5", LINEAR), "unknown solver 'rk5'; did you mean rk4 or rk3. choose euler"),
         (lambda: plan("rk4", LINEAR, 20.0), "nfe=20.0"),  # type: ignore[arg-type]
         (lambda: plan("rk4", LINEAR, True), "nfe=True"),

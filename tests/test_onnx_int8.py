@@ -14,9 +14,9 @@ from onnx import TensorProto, numpy_helper
 from torch import nn
 
 import odediff
-from odediff.onnx import exporting, parity
+from odediff import exporting, parity
 from odediff.onnx.graph import body_of
-from odediff.onnx.network import network
+from odediff.onnx.network import traced
 from odediff.onnx.quantize import quantized, recorded
 
 CLASSES = 3
@@ -57,7 +57,7 @@ def sampling(made: odediff.Model, n: int, **options):
 @pytest.fixture(scope="module")
 def plain() -> tuple[odediff.Model, onnx.ModelProto]:
     made = model()
-    return made, network(made, opset=20, batch=None, precision="fp32")
+    return made, traced(made, opset=20, batch=None, precision="fp32")
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def test_ranges_are_the_extremes_over_every_row_of_the_plan(plain):
 
 def test_guided_sampling_calibrates_both_halves_and_a_network_alone_every_label():
     made = model(CLASSES)
-    graph = network(made, opset=20, batch=None, precision="fp32")
+    graph = traced(made, opset=20, batch=None, precision="fp32")
     feeds = recorded(made.net, graph, sampling(made, 4, guidance=2.0))
     assert len(feeds) == 6
     assert all(one["label"].tolist() == [CLASSES] * 4 + [0, 1, 2, 0] for one in feeds)
@@ -162,7 +162,7 @@ def test_guided_sampling_calibrates_both_halves_and_a_network_alone_every_label(
 
 def test_a_fixed_batch_is_calibrated_on_whole_batches():
     made = model()
-    graph = network(made, opset=20, batch=2, precision="fp32")
+    graph = traced(made, opset=20, batch=2, precision="fp32")
     plan = odediff.plan("ddim", made.schedule, 6)
     feeds = recorded(made.net, graph, partial(exporting._calibrate, made, plan, {}, 3, 2))
     assert [one["sample"].shape for one in feeds] == [(2, 2, 6, 6)] * 12
@@ -232,7 +232,7 @@ def test_a_sampler_holds_the_weights_once_in_int8_and_draws_nearly_the_same_imag
     want = odediff.sample(made, "ddim", 6, n=4, seed=8).numpy()
     off = float(np.sqrt(np.mean((file.run(4, 8) - want) ** 2) / np.mean(want**2)))
     assert 1e-4 < off < 0.05
-    assert 1e-4 < done.gap <= done.bound == parity.BOUNDS["int8"]
+    assert 1e-4 < done.gap <= done.bound == parity.BOUNDS["images"]["int8"]
 
 
 def test_a_guided_conditional_sampler_in_int8(tmp_path):

@@ -112,6 +112,17 @@ def test_schedulers_stop_where_their_first_two_times_round_to_one(name: str, spa
 
 
 @needs_diffusers
+@pytest.mark.parametrize("name", ["KDPM2Discrete", "KDPM2AncestralDiscrete"])
+def test_kdpm2_is_nan_where_its_first_two_times_round_to_one(name: str) -> None:
+    """A step ahead, it divides by the level 0, in float64 too. Told where to begin, or on other grids, it is finite."""
+    for steps, wide in ((7, False), (7, True), (20, False)):
+        assert faults.not_finite(name, "cosine", "karras", steps, begin=False, wide=wide)
+    assert not faults.not_finite(name, "cosine", "karras", 7, begin=True)
+    assert not faults.not_finite(name, "cosine", "exponential", 7, begin=False)
+    assert not faults.not_finite(name, "linear", "karras", 7, begin=False)
+
+
+@needs_diffusers
 def test_ddpm_adds_noise_to_the_finished_sample() -> None:
     """fixed_large, trailing: sqrt(beta) of a step from t > 0 to the data."""
     assert faults.noise_in_the_sample("linear", 20) == pytest.approx(float(SCHEDULES["linear"].sigma(49.0)), rel=1e-9)

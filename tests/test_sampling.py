@@ -1,5 +1,6 @@
 """The loop against a plan's definition, written in numpy (exact.py), and everything a caller can ask of `sample`."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -320,9 +321,30 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"solver": "rk5"}, "unknown solver 'rk5'; did you mean rk4 or rk3. choose .*rk4"),
     ({"solver": "dopri6"}, "unknown solver 'dopri6'; did you mean dopri8 or dopri5. choose .*dopri5"),
     ({"solver": ["rk4"]}, r"unknown solver \['rk4'\]; choose .*dopri5"),
-    ({"solver": "heun_churn", "churn": 1.0}, r"heun_churn has no option 'churn'; it takes \['s_churn', 's_noise', "),
+    (
+        {"solver": "heun_churn", "churn": 1.0},
+        r"no option 'churn'; did you mean s_churn\? it takes \['s_churn', 's_noise',",
+    ),
+    ({"solver": "ddim", "guidence": 2.0}, r"ddim has no option 'guidence'; did you mean guidance\? it takes \['eta'\]"),
+    ({"solver": "ddim", "etaa": 0.5}, r"ddim has no option 'etaa'; did you mean eta\? it takes"),
+    ({"solver": "ab3", "varable": "t"}, r"ab3 has no option 'varable'; did you mean variable\? it takes none"),
+    (
+        {"guidence": 2.0},
+        r"'guidence' belongs to a method, and none is named; did you mean guidance\? name one of METHODS",
+    ),
+    ({"space": "eps"}, "'space' belongs to a method, and none is named; name one of METHODS"),
+    ({"eta": 0.5}, "'eta' belongs to a method, and none is named; name one of METHODS"),
+    ({"solver": P, "guidence": 2.0}, r"a compiled plan takes no 'guidence'; did you mean guidance\?$"),
+    ({"solver": "dopri5", "tresholds": 1}, r"dopri5 takes no 'tresholds'; did you mean threshold\?$"),
+    ({"nfe": "10"}, "nfe='10' must be a whole number of evaluations"),
+    ({"nfe": math.nan}, "nfe=nan must be a whole number of evaluations"),
+    ({"callback": 3}, "callback = 3 must be callable"),
     ({"solver": "heun_churn", "s_churn": "10"}, "s_churn = '10' is no option of heun_churn, which takes float there"),
-    ({"solver": "ab3", "space": "eps", "variable": "sigma"}, "ab3 does not run in space='eps', variable='sigma'"),
+    (
+        {"solver": "ab3", "variable": "lamb"},
+        r"unknown variable 'lamb'; did you mean lam\? choose lam, rho, tau, phi, t",
+    ),
+    ({"solver": "deis_3", "space": "x0"}, "deis_3 does not run in space='x0', variable=None; it runs in .eps, t."),
     ({"solver": "ab3", "end": 5.0}, "end = 5.0 needs an explicit grid"),
     ({"solver": "ab3", "snap": "yes"}, "snap = 'yes' must be True or False"),
     ({"solver": P, "space": "eps"}, "a compiled plan takes no 'space'"),
@@ -370,6 +392,16 @@ def test_options_that_do_not_fit_are_refused_before_any_work(options: dict[str, 
     with pytest.raises(ValueError, match=message):
         sample(model(net), **options)
     assert net.calls == 0
+
+
+@pytest.mark.parametrize("given", ["mnist", None, Network()])
+def test_what_is_no_model_or_plan_is_refused_by_name(given: Any) -> None:
+    with pytest.raises(ValueError, match=r"model must be an odediff.Model, got .*odediff.load"):
+        sample(given, "ddim", 3)
+    with pytest.raises(ValueError, match=f"a Plan, got {type(given).__name__} and Plan; "):
+        Sampler(given, P)
+    with pytest.raises(ValueError, match=f"got Model and {type(given).__name__}; "):
+        Sampler(model(), given)
 
 
 def test_the_defaults_are_20_evaluations_and_one_sample() -> None:

@@ -152,7 +152,7 @@ def test_named_grids_run_from_noise_and_stay_where_the_network_was_trained(
     assert (np.diff(t) < 0).all() and t[-1] >= s.t_min
 
 
-@pytest.mark.parametrize("grid", [*GRIDS, "power:1.5"])
+@pytest.mark.parametrize("grid", [*GRIDS, "power:1.5", "power:1.5:0.5"])
 @pytest.mark.parametrize("count", [1, 20, 100, 1000])
 def test_snapped_grids_are_distinct_whole_times(grid: str, count: int) -> None:
     t = times(schedules.linear(), grid, [1] * count, snap=True)
@@ -161,7 +161,7 @@ def test_snapped_grids_are_distinct_whole_times(grid: str, count: int) -> None:
 
 def test_a_short_table_is_not_left_either() -> None:
     for steps in (2, 10, 50):
-        for grid in (*GRIDS, "power:1.5"):
+        for grid in (*GRIDS, "power:1.5", "power:1.5:0.5"):
             assert times(schedules.linear(T=steps), grid, [1] * 60)[-1] >= 0
 
 
@@ -171,7 +171,9 @@ def test_grids_are_their_formulae() -> None:
     np.testing.assert_allclose(times(s, "uniform", [4, 4, 2]), [999, 599, 199])
     np.testing.assert_allclose(np.diff(np.sqrt(times(s, "quadratic", [1] * 10) + 1)), -np.sqrt(1000) / 10)
     np.testing.assert_allclose(np.diff((times(s, "power:1.5", [1] * 10) + 1) ** (2 / 3)), -(1000 ** (2 / 3)) / 10)
-    for name, power in (("uniform", "power:1"), ("quadratic", "power:2.0")):
+    widths = np.diff([*((times(s, "power:1.5:0.25", [1, 2, 1, 2]) + 1) ** (2 / 3)), 0.0])
+    np.testing.assert_allclose(widths / widths[0], [1, 2, 1, 0.5])
+    for name, power in (("uniform", "power:1"), ("quadratic", "power:2.0"), ("power:1.5", "power:1.5:1")):
         np.testing.assert_allclose(times(s, name, [1, 2, 1]), times(s, power, [1, 2, 1]), rtol=1e-14)
     np.testing.assert_allclose(np.diff(s.lam(times(s, "logsnr", [1] * 9)), 2), 0, atol=1e-11)
     rho = s.rho(times(s, "karras", [1] * 9))
@@ -195,6 +197,10 @@ def test_grids_are_their_formulae() -> None:
         ("power:0.5", [1], False, "grid 'power:0.5': the power must be a number from 1 to 4, such as power:1.5"),
         ("power:two", [1], False, "grid 'power:two': the power must be a number from 1 to 4"),
         ("power:nan", [1], False, "grid 'power:nan': the power must be a number from 1 to 4"),
+        ("power:1.5:0", [1], False, "grid 'power:1.5:0': the last step's width must be a number above 0 to 1"),
+        ("power:1.5:1.1", [1], False, "the last step's width must be a number above 0 to 1, such as power:1.5:0.5"),
+        ("power:1.5:half", [1], False, "the power must be a number"),
+        ("power:1:1:1", [1], False, "unknown grid 'power:1:1:1'"),
         ("power", [1], False, "unknown grid 'power'; did you mean power:P"),
         ("cube:3", [1], False, "unknown grid 'cube:3'; choose uniform"),
         ([None, 3.0], [1, 1], False, r"grid = \[None, 3.0\] is no list of numbers: give the times where steps start"),

@@ -3,7 +3,8 @@
 1. The numpy side (choices, philox, schedule, spaces, grids, plans, trace, methods, analysis) never imports torch. Two
    doors lead out of analysis, both opened only in the call that needs them: `networks` for a `Model`, and matplotlib
    for a plot.
-2. Executors know no methods: only the function `sample` turns a name into a plan.
+2. Executors know no methods: only the function `compiled`, for `sample` and `export`, turns a name into a plan. What
+   runs exported files needs numpy and onnxruntime alone.
 3. Training knows no sampling.
 4. No import cycles, and no public function shares its module's name.
 """
@@ -145,7 +146,22 @@ def test_executors_import_no_methods():
 
 def test_in_sampling_only_the_front_door_reaches_methods():
     uses = [i for i in imports_of("odediff.sampling", SOURCES) if reaches({i.target}, "odediff.methods")]
-    assert {i.within for i in uses} == {"sample"}
+    assert {i.within for i in uses} == {"compiled"}
+
+
+RUNTIME = ("wire", "tensors", "protobuf", "metadata", "engines", "runtime", "loading", "targets", "serving")
+
+
+def test_what_runs_exported_files_needs_neither_torch_nor_onnx():
+    modules = ["odediff.onnx", *modules_of(*(f"onnx.{name}" for name in RUNTIME))]
+    assert "odediff.onnx.loading" in modules
+    found = [(m, i) for m in modules for i in imports_of(m, SOURCES) if not i.typing_only]
+    assert (
+        reaches({i.target for _, i in found if i.at_import_time}, "torch", "onnx", "onnxruntime", "odediff.model")
+        == set()
+    )
+    assert {m for m, i in found if reaches({i.target}, "torch")} == {"odediff.onnx.runtime"}  # states that are tensors
+    assert reaches({i.target for _, i in found}, "onnx", "odediff.model") == set()
 
 
 def names_tested(tree: ast.AST, methods: set[str]) -> set[str]:

@@ -12,6 +12,7 @@ from ..plans import Plan
 from ..schedule import Array
 from .growth import stability
 from .plotting import check_path, figure, over_rows, save, style
+from .solvers import need_plan
 
 LIMIT = 100.0  # a row that amplifies more leaves float32 with 5 of its 7 digits
 WHOLE = 2.0**14  # of a whole plan: a relative error of 1e-3 in float32
@@ -23,6 +24,7 @@ def amplification(plan: Plan, *, plot: str | Path | None = None) -> Array:
     plot: a file to draw it to.
     """
     check_path(plot)
+    need_plan(plan)
     factors = plan.amplification
     if plot is not None:
         canvas, (axes,) = figure(1)

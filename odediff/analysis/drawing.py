@@ -9,6 +9,7 @@ import numpy as np
 from ..plans import Plan
 from .checks import LIMIT, amplification
 from .plotting import PALETTE, check_path, figure, legend, over_rows, save, style
+from .solvers import need_plan
 
 
 def draw(plan: Plan, path: str | Path) -> None:
@@ -18,6 +19,7 @@ def draw(plan: Plan, path: str | Path) -> None:
     ModuleNotFoundError: no matplotlib.
     """
     check_path(path)
+    need_plan(plan)
     canvas, (times, weights, rounding) = figure(3)
     times.plot(plan.t, **style(0))
     over_rows(times, "time t that the network is fed", log=False)

@@ -25,6 +25,7 @@ from ..plans import Plan
 from ..schedule import Array
 from ..spaces import space_pair
 from .plotting import check_path, figure, legend, over_rows, save, shades
+from .solvers import need_plan
 
 SCALES = (0.0, 0.01, 0.1, 0.3, 1.0, 10.0)
 
@@ -87,6 +88,7 @@ def stability(plan: Plan, scales: ArrayLike = SCALES, *, plot: str | Path | None
     ValueError: scales that are none.
     """
     check_path(plot)
+    need_plan(plan)
     s = np.array(scales, dtype=np.float64)
     if s.ndim != 1 or not len(s) or not ((s >= 0) & (s < np.inf)).all():
         raise ValueError(f"scales = {scales!r} must be standard deviations, finite and at least 0, such as [0.1, 1]")

@@ -11,6 +11,7 @@ from ..plans import Plan
 from ..schedule import Array
 from ..spaces import space_pair
 from .plotting import check_path, figure, over_rows, save, style
+from .solvers import need_plan
 
 
 def gaussian_moments(plan: Plan, mean: ArrayLike, variance: ArrayLike) -> tuple[Array, Array]:
@@ -22,6 +23,7 @@ def gaussian_moments(plan: Plan, mean: ArrayLike, variance: ArrayLike) -> tuple[
     (S+1,) for scalars, else (S+1, D).
     ValueError: a negative or non-finite variance, a non-finite mean, shapes that are neither.
     """
+    need_plan(plan)
     m, v = np.asarray(mean, dtype=np.float64), np.asarray(variance, dtype=np.float64)
     if not ((v >= 0) & (v < np.inf)).all():
         raise ValueError(f"variance = {v[~((v >= 0) & (v < np.inf))][0]} must be finite and not negative")

@@ -19,7 +19,7 @@ from ..schedule import Array, Schedule
 from .moments import gaussian_moments
 from .plotting import check_path, figure, legend, save, style
 from .problems import Denoiser, Scales, flow_map, gaussian, gaussian_flow, mixture, trajectory
-from .solvers import Family, budgets, family
+from .solvers import Family, budgets, family, recipe
 
 NFES = (25, 49, 97, 193)  # less the closed-form last row whole steps of 1, 2, 3 and 4 evaluations
 _MEAN, _STD = 0.4, np.array([0.3, 0.9])  # two directions: the error of one alone may pass through 0
@@ -81,7 +81,7 @@ class ObservedOrder:
 
 
 def observed_order(
-    method: str | Family,
+    method: str | Family | Plan,
     schedule: Schedule | None = None,
     nfes: Sequence[int] = NFES,
     *,
@@ -95,17 +95,25 @@ def observed_order(
     noise: that row's own error depends on where a grid ends, not on the method. What is measured is what a user runs:
     the method's own grid, with the lower order of a multistep method's first rows, which limits it to order 2.
     Stochastic solvers are measured on Gaussian data only, by their weak error, the 2-Wasserstein distance.
-    method: a name of `METHODS`, or a callable nfe -> Plan.  schedule: flow(t_max=0.99) if None,
-        without kinks and with alpha > 0 for every space.
+    method: a name of `METHODS`, a callable nfe -> Plan, or a Plan, which stands for its method with its options at
+        other budgets.  schedule: None is a plan's own, or else flow(t_max=0.99), without kinks and with alpha > 0 for
+        every space.
     nfes: increasing budgets, from 3; the observed order is the last slope. Where nfe - 1 is no whole number of steps a
         Runge-Kutta method has one of lower order.
     warm_up: measure the rows of full order alone: steps even in lam between two fixed noise levels, the first of which
         a multistep method spends on steps that double from tiny to full size, beyond nfe and not counted.
     plot: a file to draw it to.  options: of `odediff.plan`, such as grid, space, variable, eta.
-    ValueError: nfes that do not increase or are too small, warm_up with a
-    callable, a grid or a stochastic solver; and see `odediff.plan`.
+    ValueError: nfes that do not increase or are too small, warm_up with a callable, a grid or a stochastic solver; a
+    plan with times of its own, or with options beside it; and see `odediff.plan`.
     """
     check_path(plot)
+    if isinstance(method, Plan):
+        if options:
+            raise ValueError(f"a Plan brings its options: leave {sorted(options)[0]!r} out, or name its method")
+        method, own, options = recipe(method)
+        if schedule is None and own is None:
+            raise ValueError("the plan knows its schedule by a hash alone: pass schedule=")
+        schedule = own if schedule is None else schedule
     schedule = schedules.flow(t_max=0.99) if schedule is None else schedule
     name, least, make = family(method, schedule, **options)
     if warm_up and (not isinstance(method, str) or "grid" in options):

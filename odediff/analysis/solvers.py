@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from .. import schedule as schedules
 from ..choices import unknown
 from ..methods import METHODS, plan
 from ..plans import Plan
@@ -37,6 +38,31 @@ def family(solver: str | Family, schedule: Schedule, **options: Any) -> tuple[st
         return made
 
     return name, 1, make
+
+
+def recipe(made: Plan) -> tuple[str, Schedule | None, dict[str, Any]]:
+    """How a plan was compiled, apart from its budget: method, schedule (None: known by hash), options.
+
+    ValueError: a plan whose times are its own, or without a known method.
+    """
+    args = dict(made.args)
+    if made.method not in METHODS or args.get("grid", "explicit") == "explicit":
+        raise ValueError(
+            "the plan cannot be compiled for other budgets: its method is not one of METHODS, or its times are its "
+            "own; pass a callable nfe -> Plan"
+        )
+    args.pop("lowered", None)
+    try:
+        schedule = schedules.from_identity(made.schedule)
+    except ValueError:
+        schedule = None
+    return made.method, schedule, {"space": made.space, **args}
+
+
+def need_plan(plan: object) -> None:
+    """ValueError: no `Plan`."""
+    if not isinstance(plan, Plan):
+        raise ValueError(f"expected a Plan, got {plan!r}; odediff.plan(name, schedule, nfe) makes one")
 
 
 def budgets(nfes: object, least: int, name: str, fewest: int) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""The command line: `odediff sample | plan | info | train`, the same as `python -m odediff`."""
+"""The command line: `odediff sample | plan | info | train | export`, the same as `python -m odediff`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from .. import __version__
-from . import info, plan, sample, train
+from . import export, info, plan, sample, train
 
 _DESCRIPTION = """\
 Diffusion sampling as tables: a solver on a noise schedule compiles to a plan,
@@ -22,6 +22,7 @@ start here:
   odediff plan rk4 --nfe 20             what a solver does, as a table
   odediff info                          the solvers and the bundled models
   odediff train --data mnist.npz --out runs/mnist
+  odediff export mnist --nfe 10 --out digits.onnx
 
 `odediff COMMAND --help` explains one command."""
 
@@ -39,7 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="odediff", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=style)
     parser.add_argument("--version", action="version", version=f"odediff {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for command in (sample, plan, info, train):
+    for command in (sample, plan, info, train, export):
         command.add(commands)
     return parser
 

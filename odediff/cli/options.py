@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Commands = Any  # argparse's name for what add_subparsers() returns is private
 
+_FLAGS = ("nfe", "n", "seed", "grid", "space", "variable", "snap", "end", "clip", "threshold", "label", "guidance")
+
 
 def add_command(
     commands: Commands,
@@ -42,8 +44,18 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
     """Options that change a solver's table."""
     parser.add_argument(
         "--grid",
+        type=_grid,
         metavar="NAME",
-        help=f"where along the schedule the network is run: {', '.join(GRIDS)}, power:P (default: the solver's own)",
+        help=f"where along the schedule the network is run: {', '.join(GRIDS)}, power:P (default: the solver's own), "
+        "or the times where steps start, as 999,600,200",
+    )
+    parser.add_argument(
+        "--end", type=float, metavar="T", help="end at this time, not at sigma = 0; with a --grid of times"
+    )
+    parser.add_argument(
+        "--snap",
+        action=argparse.BooleanOptionalAction,
+        help="round a grid to whole times (default: where the model's network knows no others)",
     )
     parser.add_argument("--space", choices=SPACES, help="space of the predictions it works with (default: its own)")
     parser.add_argument("--variable", choices=VARIABLES, help="variable it integrates over (default: its own)")
@@ -64,7 +76,7 @@ def plan_options(args: argparse.Namespace, solver: str | None) -> dict[str, Any]
 
     ValueError: an --option that is no KEY=VALUE, that the solver does not have, of another type, or given twice.
     """
-    found = given(args, "grid", "space", "variable", "eta", "variance")
+    found = given(args, "grid", "space", "variable", "snap", "end", "eta", "variance")
     texts: dict[str, str] = {}
     for text in args.option or ():
         key, equals, value = text.partition("=")
@@ -72,8 +84,18 @@ def plan_options(args: argparse.Namespace, solver: str | None) -> dict[str, Any]
             raise ValueError(f"--option {text}: write KEY=VALUE, such as s_churn=10")
         if key in texts or key in found:
             raise ValueError(f"--option {text}: {key} is given twice")
+        if key in _FLAGS and hasattr(args, key):
+            raise ValueError(f"--option {text}: {key} is no option of a solver; write it as --{key}")
         texts[key] = value
     return found | (parsed(solver, METHODS[solver], texts) if solver is not None and solver in METHODS else texts)
+
+
+def _grid(text: str) -> str | list[float]:
+    """A name, or times: "999,600,200" is [999.0, 600.0, 200.0]."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        return text
 
 
 def number_list(text: str) -> list[int]:

@@ -30,6 +30,7 @@ examples:
   odediff plan rk4 --nfe 20
   odediff plan unipc_3 --nfe 8 --schedule cosine --grid logsnr
   odediff plan ab3 --nfe 10 --space eps --variable lam
+  odediff plan ab2 --nfe 4 --grid 999,600,300,100 --end 20
   odediff plan unipc_3 --nfe 8 --option b=bh1 --option orders=falling
   odediff plan ddim --nfe 50 --eta 1 --model mnist
   odediff plan dpmpp_2m --nfe 10 --json plan.json --plot plan.png"""
@@ -61,7 +62,7 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> None:
     schedule, snap = _schedule(args)
     options = plan_options(args, args.solver)
-    plan = methods.plan(args.solver, schedule, args.nfe, snap=snap, **options)
+    plan = methods.plan(args.solver, schedule, args.nfe, **{"snap": snap, **options})
     if args.plot:
         analysis.draw(plan, args.plot)
     if args.json == "-":
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
     print(plan)
     print()
     if args.solver is None:
-        options |= {"space": plan.space, "variable": plan.args["variable"], "grid": plan.args["grid"]}
+        options = {"grid": plan.args["grid"], **options, "space": plan.space, "variable": plan.args["variable"]}
     print_facts(_verdict(plan, schedule, options))
     for file in filter(None, (args.json, args.plot)):
         print(f"written to {file}", file=sys.stderr)
@@ -84,18 +85,25 @@ def _verdict(plan: Plan, schedule: schedules.Schedule, options: dict[str, Any]) 
     order = f"{method.order}"
     if any(plan.args[key] != value for key, value in method.args.items()):
         order += " with its default options"
+    if not isinstance(options.get("grid", ""), str):
+        yield "order", f"{order}; not observed: the times of --grid are for one budget"
+    else:
+        yield "order", f"{order}; {_observed(plan, schedule, options)}"
+    factors = analysis.amplification(plan)
+    yield "amplification", f"{factors.max():.3g} in row {factors.argmax()}, the largest"
+    yield from (("warning", said) for said in analysis.warnings(plan))
+
+
+def _observed(plan: Plan, schedule: schedules.Schedule, options: dict[str, Any]) -> str:
+    """The order of convergence at other budgets, in words."""
     try:
         with warnings.catch_warnings():  # the asked plan's own are shown; not those of four more budgets
             warnings.simplefilter("ignore", methods.PrecisionWarning)
             observed = analysis.observed_order(plan.method, schedule, **options).order
     except ValueError as error:  # what is made for one budget, such as orders row by row, or float32 at another
-        yield "order", f"{order}; not observed at other budgets: {' '.join(str(error).split())}"
-    else:
-        seen = ", ".join(f"{slope:.2f} on {_DATA[key]}" for key, slope in observed.items())
-        yield "order", f"{order}; observed, start-up rows included: {seen}"
-    factors = analysis.amplification(plan)
-    yield "amplification", f"{factors.max():.3g} in row {factors.argmax()}, the largest"
-    yield from (("warning", said) for said in analysis.warnings(plan))
+        return f"not observed at other budgets: {' '.join(str(error).split())}"
+    seen = ", ".join(f"{slope:.2f} on {_DATA[key]}" for key, slope in observed.items())
+    return f"observed, start-up rows included: {seen}"
 
 
 def _schedule(args: argparse.Namespace) -> tuple[schedules.Schedule, bool]:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from ..methods import METHODS
 from ..methods import plan as compile_plan
 from ..methods.rule import advice
+from ..onnx import OnnxModel, OnnxSampler
+from ..onnx import load as load_file
 from .options import (
     Commands,
     add_command,
@@ -52,7 +54,7 @@ def add(commands: Commands) -> None:
         metavar="MODEL",
         nargs="?",
         default="mnist",
-        help="a bundled model's name, or a folder (default: mnist)",
+        help="a bundled model's name, a folder, or what `odediff export` wrote, .onnx (default: mnist)",
     )
     parser.add_argument(
         "--solver", metavar="NAME", help="how to integrate (default: what docs/solvers.md measured best for this --nfe)"
@@ -101,25 +103,26 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--n must be 1 or more, got {args.n}")
     from ..adaptive import BudgetExceeded
     from ..images import check_path, save_images
-    from ..model import load
     from ..sampling import sample
 
     check_path(args.out)
     asked = plan_options(args, args.solver)
-    model = load(args.model, device=pick_device(args.device))
+    model = _load(args)
+    if isinstance(model, OnnxSampler):
+        return _run_file(args, model, asked)
     solver = _solver(args, asked, model)
     options = given(args, "clip", "threshold", "guidance", "rtol", "atol", "max_nfe")
-    n = args.n if args.n is not None else 64 if isinstance(args.seed, int) else len(args.seed)
+    n = _count(args)
     columns = None
     if args.label:
         options["label"] = [args.label[k % len(args.label)] for k in range(n)]
         columns = len(args.label) if len(args.label) > 1 else None
     if isinstance(solver, str):
-        options |= given(args, "nfe", "grid", "eta", "space", "variable")
-    calls = _count_calls(model)
+        options |= given(args, "nfe", "grid", "eta", "space", "variable", "snap", "end")
+    counted: Any = _Counted(model)
     began = time.perf_counter()
     try:
-        x = sample(model, solver, n=n, seed=args.seed, progress=sys.stderr.isatty(), **options).cpu()
+        x = sample(counted, solver, n=n, seed=args.seed, progress=sys.stderr.isatty(), **options).cpu()
     except BudgetExceeded as error:
         path = save_images(error.samples.cpu(), args.out, range=model.range, columns=columns)
         raise ValueError(f"{error}; they are in {path.resolve()}") from None
@@ -128,11 +131,49 @@ def run(args: argparse.Namespace) -> None:
     print_facts(
         [
             ("solver", solver if isinstance(solver, str) else _describe(solver, asked)),
-            ("evaluations", len(calls)),
+            ("evaluations", counted.calls),
             ("seconds", f"{seconds:.2f}"),
             ("picture", path.resolve()),
         ]
     )
+
+
+def _load(args: argparse.Namespace) -> Model | OnnxModel | OnnxSampler:
+    """A model, or an exported file."""
+    from ..model import load
+
+    if not args.model.endswith(".onnx"):
+        return load(args.model, device=pick_device(args.device))
+    if args.device not in (None, "cpu", "cuda"):
+        raise ValueError(f"--device {args.device}: an ONNX file runs on cpu or cuda")
+    return load_file(args.model, provider=args.device or "cpu")
+
+
+def _run_file(args: argparse.Namespace, file: OnnxSampler, asked: dict[str, Any]) -> None:
+    """Draw with an exported sampler, whose solver is in the file."""
+    fixed = [*asked, *given(args, "solver", "nfe", "clip", "threshold", "guidance", "rtol", "atol", "max_nfe")]
+    if fixed:
+        raise ValueError(
+            f"--{fixed[0].replace('_', '-')} cannot be chosen: {args.model} is a sampler, {file.plan.method}"
+        )
+    from ..images import save_images
+
+    n = _count(args)
+    label = [args.label[k % len(args.label)] for k in range(n)] if args.label else None
+    began = time.perf_counter()
+    x = file.run(n, args.seed, label=label)
+    seconds = time.perf_counter() - began
+    columns = len(args.label) if args.label and len(args.label) > 1 else None
+    path = save_images(x, args.out, range=file.range, columns=columns)
+    facts = [("solver", file.plan.method), ("evaluations", file.nfe), ("seconds", f"{seconds:.2f}")]
+    print_facts([*facts, ("picture", path.resolve())])
+
+
+def _count(args: argparse.Namespace) -> int:
+    """How many images: --n, or one for each seed."""
+    if args.n is not None:
+        return int(args.n)
+    return 64 if isinstance(args.seed, int) else len(args.seed)
 
 
 def _seeds(text: str) -> int | list[int]:
@@ -140,13 +181,13 @@ def _seeds(text: str) -> int | list[int]:
     return int(text) if re.fullmatch(r"-?\d+", text) else number_list(text)
 
 
-def _solver(args: argparse.Namespace, asked: dict[str, Any], model: Model) -> str | Plan:
+def _solver(args: argparse.Namespace, asked: dict[str, Any], model: Model | OnnxModel) -> str | Plan:
     """The compiled plan of a fixed-step method; any other name is left to `sample`."""
     from ..adaptive import is_torchdiffeq
 
     if args.solver is None or args.solver in METHODS:
         nfe = 20 if args.nfe is None else args.nfe
-        plan = compile_plan(args.solver, model.schedule, nfe, snap=model.integer_times, **asked)
+        plan = compile_plan(args.solver, model.schedule, nfe, **{"snap": model.integer_times, **asked})
         if (said := advice(plan.method, plan.nfe)) is not None:
             print(f"warning: {said}", file=sys.stderr)
         return plan
@@ -162,8 +203,15 @@ def _describe(plan: Plan, asked: dict[str, Any]) -> str:
     return ", ".join([plan.method, *(f"{key} {value}" for key, value in {"grid": plan.args["grid"], **asked}.items())])
 
 
-def _count_calls(model: Model) -> list[None]:
-    """A list that grows by one with every evaluation of the network: what happened, not what was planned."""
-    calls: list[None] = []
-    model.net.register_forward_pre_hook(lambda *_: calls.append(None))  # type: ignore[attr-defined]
-    return calls
+class _Counted:
+    """A model that counts its evaluations: what happened, not what was planned."""
+
+    def __init__(self, model: Model | OnnxModel) -> None:
+        self.model, self.calls = model, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def __call__(self, *args: Any) -> Any:
+        self.calls += 1
+        return self.model(*args)

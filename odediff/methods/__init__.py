@@ -15,8 +15,8 @@ from ..schedule import Array, Schedule
 from ..spaces import SPACES
 from ..trace import Point, lower, probe
 from .bibliography import BIBTEX
-from .frame import LIMIT, Grid, point
-from .options import checked
+from .frame import LIMIT, VARIABLES, Grid, point
+from .options import check_names, checked
 from .registry import METHODS, Method
 from .rule import default
 
@@ -45,8 +45,8 @@ def plan(
 
     name: a key of `METHODS`; None: the default for this budget, measured in docs/solvers.md.
     nfe: evaluations of the network, at least the method's `min_nfe`.
-    grid: "uniform", "quadratic", "power:P", "logsnr", "karras", "asinh" (formulae: `odediff.grids`), or the times where
-        steps start; None: the schedule's own ("karras" on EDM's), or else the method's default.
+    grid: "uniform", "quadratic", "power:P", "power:P:S", "logsnr", "karras", "asinh" (formulae: `odediff.grids`), or
+        the times where steps start; None: the schedule's own ("karras" on EDM's), or else the method's default.
     space, variable: run in another frame than the default one (see `Method.frames`).
     snap: round the grid to integer times first, for networks that know no others.
     end: the time of the final state where that is not sigma = 0, below the last of an explicit grid; no closed-form row
@@ -57,12 +57,14 @@ def plan(
     PrecisionWarning: rows lose float32 (`Plan.amplification` above 2^10), or an Adams method lowered its order where
     its weights would have; the times are in the plan's `args["lowered"]`.
     """
+    if not isinstance(nfe, (int, np.integer)):
+        raise ValueError(f"nfe={nfe!r} must be a whole number of evaluations, such as 20")
     if name is None:
-        if space is not None or variable is not None or args:
-            raise ValueError("space, variable and options belong to a method: name one of METHODS, not None")
+        framed = {"space": space, "variable": variable}
+        check_names(None, (), [*args, *(key for key, value in framed.items() if value is not None)])
         _, name, space, variable, best = default(nfe)
         grid = best if grid is None and schedule.grid is None else grid
-    method = _known(name)
+    method = _known(name, "; torchdiffeq's, such as dopri5, have no table: see odediff.solve")
     if not isinstance(schedule, Schedule):
         raise ValueError(f"schedule must be an odediff.schedule.Schedule such as schedule.linear(), got {schedule!r}")
     closing = end is None or (_is_number(end) and bool(end == schedule.t_end))
@@ -117,12 +119,14 @@ def _compile(name: str, method: Method, grid: Grid, options: dict[str, Any], sai
 
 def cite(of: Plan | str) -> str:
     """BibTeX of the paper that a plan's or a named method comes from. ValueError: a plan without a known method."""
+    if isinstance(of, Plan) and of.method not in METHODS:
+        raise ValueError(f"the plan names no method of METHODS but {of.method!r}, so its paper is not known")
     return BIBTEX[_known(of.method if isinstance(of, Plan) else of).source]
 
 
-def _known(name: str) -> Method:
+def _known(name: str, more: str = "") -> Method:
     if not isinstance(name, str) or name not in METHODS:
-        raise unknown("solver", name, METHODS)
+        raise unknown("solver", name, METHODS, more)
     return METHODS[name]
 
 
@@ -178,7 +182,9 @@ def _check_amplification(name: str, made: Plan) -> None:
 
 def _frame(name: str, method: Method, space: str | None, variable: str | None, start: Point) -> tuple[str, str]:
     if space is not None and space not in SPACES:
-        raise ValueError(f"unknown space {space!r}; choose {', '.join(SPACES)}")
+        raise unknown("space", space, SPACES)
+    if variable is not None and variable not in VARIABLES:
+        raise unknown("variable", variable, VARIABLES)
     fits = [pair for pair in method.frames if space in (None, pair[0]) and variable in (None, pair[1])]
     if not fits:
         raise ValueError(

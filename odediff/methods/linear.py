@@ -58,6 +58,6 @@ def _runge_kutta(f: Network, x: Array, grid: Grid, e1: Array, start: Point, end:
 
 
 def _transfer(x: Array, e: Array, start: Point, end: Point) -> Array:
-    """DDIM's step with eps = e (Liu et al. 2022, eq. 11)."""
+    """DDIM's step with eps = e: the transfer part of Liu et al. 2022."""
     a, b = first_order("eps", start, end)
     return a * x + b * e

@@ -20,8 +20,8 @@ RULE = (
     Choice(3, "ab2", "flow", "t", "power:1.25"),
     Choice(4, "abm3", "x0", "lam", "power:1.25"),
     Choice(7, "abm2", "flow", "t", "power:1.5"),
-    Choice(10, "abm2", "flow", "t", "power:1.75"),
-    Choice(15, "abm4", "flow", "t", "power:1.75"),
+    Choice(10, "abm2", "flow", "t", "power:1.5:0.5"),
+    Choice(15, "abm3", "flow", "t", "power:1.5:0.5"),
     Choice(20, "abm4", "flow", "t", "asinh"),
 )
 

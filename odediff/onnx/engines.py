@@ -18,6 +18,10 @@ Feeds = Mapping[str, NDArray[Any]]
 Placed = Mapping[str, tuple[int, Any, tuple[int, ...]]]  # address, dtype, shape of memory on the device
 
 
+class ProviderError(ValueError):
+    """What was asked to run a file is not there, or cannot read it."""
+
+
 @dataclass(frozen=True)
 class Options:
     """How to run a file: see `odediff.onnx.load`. ValueError: values out of range, a provider of another name."""
@@ -73,7 +77,7 @@ class OnnxRuntime:
         name = PROVIDERS[options.provider]
         if name not in ort.get_available_providers():
             extra = "onnx" if options.provider == "cpu" else "onnx-gpu"
-            raise RuntimeError(
+            raise ProviderError(
                 f"provider {options.provider!r} is not in this onnxruntime, which has "
                 f"{', '.join(ort.get_available_providers())}: pip install 'odediff[{extra}]'"
             )
@@ -84,7 +88,7 @@ class OnnxRuntime:
         graph = {"enable_cuda_graph": "1"} if options.provider == "cuda" else {"trt_cuda_graph_enable": "1"}
         self.session = ort.InferenceSession(path, settings, providers=[(name, graph if options.cuda_graph else {})])
         if self.session.get_providers()[0] != name:
-            raise RuntimeError(
+            raise ProviderError(
                 f"provider {options.provider!r} was asked for, but onnxruntime runs {self.session.get_providers()[0]}: "
                 "its libraries (CUDA, cuDNN, TensorRT) are missing or of another version"
             )
@@ -137,7 +141,7 @@ class OpenVino:
         try:
             import openvino
         except ImportError:
-            raise RuntimeError("provider 'openvino' needs the openvino package: pip install openvino") from None
+            raise ProviderError("provider 'openvino' needs the openvino package: pip install openvino") from None
         settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         if options.threads is not None:
             settings |= {"INFERENCE_NUM_THREADS": options.threads, "ENABLE_CPU_PINNING": False}
@@ -148,16 +152,16 @@ class OpenVino:
         return np.array(self._request.infer(dict(feeds))[output])
 
     def bind(self, feeds: Feeds, inputs: Placed, outputs: Placed) -> None:
-        raise RuntimeError("OpenVINO runs on the CPU here; it has no memory on a GPU to bind")
+        raise ProviderError("OpenVINO runs on the CPU here; it has no memory on a GPU to bind")
 
 
 def make(path: str, options: Options) -> Engine:
-    """A session. RuntimeError: the provider is not there, or cannot read the file."""
+    """A session. ProviderError: the provider is not there, or cannot read the file."""
     try:
         return OpenVino(path, options) if options.provider == "openvino" else OnnxRuntime(path, options)
     except ImportError:
-        raise RuntimeError("running ONNX files needs onnxruntime: pip install 'odediff[onnx]'") from None
-    except RuntimeError:
+        raise ProviderError("running ONNX files needs onnxruntime: pip install 'odediff[onnx]'") from None
+    except ProviderError:
         raise
     except Exception as error:  # onnxruntime raises classes of its own
-        raise RuntimeError(f"{path}: {str(error).splitlines()[0]:.300}") from None
+        raise ProviderError(f"{path}: {str(error).splitlines()[0]:.300}") from None

@@ -64,7 +64,7 @@ def _renamed(node: NodeProto, names: Mapping[str, str], prefix: str) -> NodeProt
     """The node with its values, and those that its subgraphs read or make, renamed."""
     copy = NodeProto()
     copy.CopyFrom(node)
-    copy.name = prefix + node.name
+    copy.name = node.name and prefix + node.name
     for values in (copy.input, copy.output):
         values[:] = [names.get(value, prefix + value) if value else "" for value in values]
     for attribute in copy.attribute:

@@ -32,7 +32,7 @@ class _Network(nn.Module):
         return out.to(torch.float32)
 
 
-def network(model: Model, *, opset: int, batch: int | None, precision: str) -> onnx.ModelProto:
+def traced(model: Model, *, opset: int, batch: int | None, precision: str) -> onnx.ModelProto:
     """The network of a model, traced by torch.onnx in evaluation mode.
 
     sample, out_sample: (batch, *shape) float32.  timestep: (batch,) float32, or int32 for a network of whole times.

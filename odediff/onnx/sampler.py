@@ -182,7 +182,9 @@ class Writer:
         return g.op("Add", g.op("Mul", y, g.op("Div", g.constant((high - low) / 2), s)), g.constant((high + low) / 2))
 
 
-def sampler(network: Network, plan: Plan, prediction: Prediction, *, form: str, batch: int | None) -> onnx.ModelProto:
+def sampler_graph(
+    network: Network, plan: Plan, prediction: Prediction, *, form: str, batch: int | None
+) -> onnx.ModelProto:
     """The sampler's graph: `noise` (batch, *shape) float32, unit normal, to `images` in the model's range.
 
     row_noise: (rows that draw noise, batch, *shape), of stochastic plans.  label: (batch,) int32, of class-conditional
@@ -217,7 +219,7 @@ def _loop(w: Writer, g: Builder, x: str) -> str:
     """A `Loop` over the plan's rows; the final state."""
     shape: list[int | str] = [w.batch or "batch", *w.shape]
     past = [f"past{j}" for j in range(w.plan.depth - 1)]
-    inner = Builder("row/")
+    inner = Builder("loop/")
     after, history = w.row(inner, partial(w.read, inner), "x", past, "row/")
     again = inner.op("Identity", "more", name="more_out")
     kept = [inner.op("Identity", d, name=f"past{j}_out") for j, d in enumerate(history[: w.plan.depth - 1])]

@@ -15,28 +15,34 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import ArrayLike
-from onnx import helper
 from torch import nn
 
-from .. import __version__
-from ..adaptive import is_torchdiffeq
-from ..choices import unknown
-from ..model import Model
-from ..plans import Plan
-from ..prediction import Clip, Prediction
-from ..sampling import Sampler, compiled
-from . import parity
-from .graph import LARGEST, body_of, opset_in
-from .live import peak_bytes
-from .metadata import KEY, About
-from .network import bare, network
-from .quantize import quantized, recorded
-from .runtime import OnnxModel
-from .sampler import FORMS, Network, sampler
-from .targets import RANGE, opset_of
+from . import __version__, parity
+from .adaptive import is_torchdiffeq
+from .choices import unknown
+from .model import Model
+from .onnx.metadata import KEY, About
+from .onnx.runtime import OnnxModel
+from .onnx.targets import RANGE, opset_of
+from .plans import Plan
+from .prediction import Clip, Prediction
+from .sampling import Sampler, compiled
+
+try:
+    import onnx
+    from onnx import helper
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"odediff.export needs {error.name}: pip install 'odediff[onnx]'", name=error.name
+    ) from None
+
+from .onnx.graph import LARGEST, body_of, opset_in
+from .onnx.live import peak_bytes
+from .onnx.network import bare, traced
+from .onnx.quantize import quantized, recorded
+from .onnx.sampler import FORMS, Network, sampler_graph
 
 UNROLLED = 12  # rows up to which a sampler is unrolled if no form is named
 CALIBRATION = 16  # samples that int8 is calibrated on if not told
@@ -47,7 +53,7 @@ class Exported:
     """What was written, and how far it was from the model.
 
     form, why: of a sampler, and the reason.  nodes: of the graph that holds the network.  bytes: with external data.
-    gap, bound: the error and what was allowed, see `odediff.onnx.parity`.
+    gap, bound: the error and what was allowed, see `odediff.parity`.
     """
 
     path: Path
@@ -84,7 +90,7 @@ def export(
     threshold: float | None = None,
     clip_eps: str = "recompute",
     batch: int | None = None,
-    precision: str = "fp32",
+    precision: str | None = None,
     target: str = "onnxruntime",
     calibration: int | None = None,
     opset: int | None = None,
@@ -103,11 +109,12 @@ def export(
         threshold, clip_eps: as `odediff.Sampler`, in the graph.
     form: "unrolled", the network once a row and no control flow, or "loop", the network once; None: unrolled up to
         12 rows and for TensorRT, else loop.
-    batch: a fixed number, or None for a dynamic axis.  precision: "fp32", "fp16" (the network in half; state and
-        coefficients stay float32), or "int8" (convolutions and linear layers, calibrated on the sampler's own states,
-        of a network alone on those of the default solver; for TensorRT with zero point 0).
-    calibration: samples to calibrate int8 on, of a fixed seed; None: 16.
-    target: "onnxruntime", or "tensorrt" or "tensorrt-10.9", a version, picks the opset; opset overrides it.
+    batch: a fixed number, or None for a dynamic axis.  precision: "fp32" (None), "fp16" (the network in half; state and
+        coefficients stay float32), or "int8" (convolutions and linear layers, see `odediff.onnx.quantize`).
+    calibration: samples whose trajectories int8 is calibrated on, all rows of the plan, or for a network alone of the
+        default solver's; of a fixed seed and every class; None: 16.
+    target: "onnxruntime", or "tensorrt" or "tensorrt-10.9", a version, picks the opset; opset overrides it;
+        int8 has unsigned activations with a zero point for the former, signed ones around zero for the latter.
     external_data: weights in `path` + ".data"; None: where the file would pass 2 GB.
     license: a name for the metadata; None: that of the model's info.
     The file is written beside `path` and moved there once it agreed with eager torch on three batches of fresh noise;
@@ -118,6 +125,8 @@ def export(
     plan = _plan(model, solver, nfe, grid, eta, options)
     predict = {"guidance": guidance, "clip": clip, "threshold": threshold, "clip_eps": clip_eps}
     form, why = _form(form, plan, target)
+    own = model.about.precision if isinstance(model, OnnxModel) else "fp32"
+    precision = own if precision is None else precision
     opset = opset_of(target) if opset is None else opset
     _check(model, path, batch, precision, opset, calibration)
     prediction = _prediction(model, plan, predict)
@@ -128,7 +137,7 @@ def export(
         net = net._replace(proto=quantized(net.proto, feeds, zero_point=target == "onnxruntime"))
     made = net.proto
     if plan is not None and prediction is not None and form is not None:
-        made = sampler(net, plan, prediction, form=form, batch=batch)
+        made = sampler_graph(net, plan, prediction, form=form, batch=batch)
         memory = memory and memory + 4 * (plan.depth + 3) * prod(model.shape)
     about = About(
         prediction=model.prediction,
@@ -153,7 +162,8 @@ def export(
     gap, size = _write(made, path, external_data, lambda file: parity.gap(file, model, plan, predict, precision))
     nodes, opset = len(body_of(made).node), opset_in(made)
     seconds = time.perf_counter() - begin
-    return Exported(path, form, why, precision, opset, nodes, size, gap, parity.BOUNDS[precision], seconds)
+    bound = parity.BOUNDS["out_sample" if plan is None else "images"][precision]
+    return Exported(path, form, why, precision, opset, nodes, size, gap, bound, seconds)
 
 
 def weights_hash(model: Model | OnnxModel) -> str:
@@ -206,8 +216,8 @@ def _check(
         raise ValueError(f"{path} is a folder; give the file to write")
     if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
         raise ValueError(f"batch = {batch!r} must be a whole number from 1 up, or None for any")
-    if precision not in parity.BOUNDS:
-        raise unknown("precision", precision, parity.BOUNDS)
+    if precision not in parity.PRECISIONS:
+        raise unknown("precision", precision, parity.PRECISIONS)
     if isinstance(model, OnnxModel) and precision != model.about.precision:
         raise ValueError(
             f"precision = {precision!r}, but the file is {model.about.precision}; export that from the model"
@@ -242,7 +252,7 @@ def _network(
             raise ValueError(f"{model.path} takes batches of {model.about.batch}; this sampler calls it with {rows}")
         made, names = onnx.load(model.path), model.names
     else:
-        made = network(model, opset=opset, batch=rows, precision="fp32" if precision == "int8" else precision)
+        made = traced(model, opset=opset, batch=rows, precision="fp32" if precision == "int8" else precision)
         names = {one.name: one.name for one in (*made.graph.input, *made.graph.output)}
     memory = peak_bytes(made) * (2 if guided else 1)
     bare(made)
@@ -250,7 +260,7 @@ def _network(
 
 
 def _calibrate(model: Model, plan: Plan | None, predict: dict[str, Any], n: int, batch: int | None) -> None:
-    """Sample at least n, a multiple of a fixed batch, of every class; a network alone also without label."""
+    """Sample at least n, a multiple of a fixed batch, of every class; for a network alone also without label."""
     n = -(-n // (batch or 1)) * (batch or 1)
     labels: list[Any] = [None] if model.num_classes is None else [np.arange(n) % model.num_classes]
     if plan is None:

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..model import Model
-from ..plans import Plan
-from ..running import evaluating
-from ..sampling import Sampler
-from .runtime import OnnxModel, OnnxSampler, load
+from .model import Model
+from .onnx import OnnxModel, OnnxSampler, load
+from .plans import Plan
+from .running import evaluating
+from .sampling import Sampler
 
 BOUNDS = {
     "out_sample": {"fp32": 1e-5, "fp16": 2e-3, "int8": 0.2},
@@ -32,7 +32,7 @@ BATCHES = (1, 2, 5)
 Array = NDArray[np.float32]
 
 
-class ParityError(RuntimeError):
+class ParityError(ValueError):
     """The exported file does not compute what the model does."""
 
 
@@ -59,7 +59,8 @@ def gap(path: Path, model: Model | OnnxModel, plan: Plan | None, options: dict[s
         else:
             pairs.append(_outputs(file, model, n, label, rng))
     if precision == "int8":
-        pairs = [Pair(pairs[0].name, *(np.concatenate(arrays) for arrays in list(zip(*pairs, strict=True))[1:]))]
+        got, want = (np.concatenate(arrays) for arrays in ([p.got for p in pairs], [p.want for p in pairs]))
+        pairs = [Pair(pairs[0].name, got, want)]
     worst = 0.0
     for pair in pairs:
         one, bound = _error(pair, precision), BOUNDS[pair.name][precision]
@@ -91,9 +92,8 @@ def _images(
     file: OnnxSampler, model: Model | OnnxModel, plan: Plan, options: dict[str, Any], n: int, label: Any, seed: int
 ) -> Pair:
     """The samplers' images of a random seed."""
-    if "label" not in file.names:
-        label = None
     want = Sampler(model, plan, **options)(n=n, seed=seed, label=label)  # type: ignore[arg-type]
+    label = label if "label" in file.names else None
     return Pair("images", file.run(n, seed, label=label), want.cpu().numpy())
 
 
