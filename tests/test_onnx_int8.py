@@ -17,7 +17,8 @@ import odediff
 from odediff import exporting, parity
 from odediff.onnx.graph import body_of
 from odediff.onnx.network import traced
-from odediff.onnx.quantize import quantized, recorded
+from odediff.onnx.quantize import LAYERS, quantized, recorded
+from odediff.onnx.tensorrt import check
 
 CLASSES = 3
 
@@ -63,9 +64,9 @@ def plain() -> tuple[odediff.Model, onnx.ModelProto]:
 @pytest.fixture(scope="module")
 def files(plain, tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("int8")
-    for target in ("onnxruntime", "tensorrt-10.8"):
+    for target in ("onnxruntime", "tensorrt"):
         odediff.export(plain[0], folder / f"{target}.onnx", precision="int8", target=target, calibration=3)
-    return {path.stem.split("-")[0]: path for path in folder.iterdir()}
+    return {path.stem: path for path in folder.iterdir()}
 
 
 class Graph:
@@ -101,8 +102,32 @@ def test_the_layers_between_the_ends_hold_int8_weights_and_the_products_of_atten
     products = [graph.dequantized(node.input[1]) for node in graph.layers("MatMul")]
     assert sorted(one[0].shape for one in products if one is not None) == [(8, 8), (8, 8)]
     assert sum(one is None for one in products) == 2
-    read = {name for node in graph.nodes if node.op_type != "DequantizeLinear" for name in node.input}
-    assert len([node for node in graph.layers("DequantizeLinear") if node.output[0] in read]) >= 10
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])  # the latter of opset 23, with GroupNormalization
+def test_what_a_layer_in_int8_reads_is_quantised_and_what_a_convolution_writes(files, target):
+    graph = Graph(onnx.load(files[target]).graph)
+    assert bool(graph.layers("GroupNormalization")) == (target == "tensorrt")
+    layers = [node for kind in LAYERS for node in graph.layers(kind) if graph.dequantized(node.input[1])]
+    assert len(layers) == 5
+    for node in layers:
+        read = graph.maker[node.input[0]]
+        assert read.op_type == "DequantizeLinear"
+        assert graph.maker[read.input[0]].op_type == "QuantizeLinear"
+        users = [one.op_type for one in graph.nodes if node.output[0] in one.input]
+        assert (users == ["QuantizeLinear"]) == (node.op_type == "Conv")
+
+
+def test_tensorrts_documentation_takes_the_file_made_for_it_and_not_the_processors(files):
+    assert check(files["tensorrt"]).ok
+    assert not check(files["onnxruntime"]).ok
+
+
+def test_int8_is_measured_over_all_batches_together_and_dropped_if_it_is_off(plain, tmp_path, monkeypatch):
+    monkeypatch.setitem(parity.BOUNDS["images"], "int8", 1e-6)
+    with pytest.raises(parity.ParityError, match=r"images is off by .* at batch 8, more than 1e-06, the bound of int8"):
+        odediff.export(plain[0], tmp_path / "s.onnx", "ddim", 3, precision="int8", calibration=1)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_weights_have_one_step_per_output_channel_and_are_rounded_to_it(files, plain):

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from .graph import LARGEST
 
 Feeds = dict[str, NDArray[Any]]
+FLOAT = onnx.TensorProto.FLOAT
 LAYERS = ("Conv", "Gemm", "MatMul")
 
 
@@ -70,10 +71,16 @@ def quantized(made: onnx.ModelProto, feeds: Iterable[Feeds], *, zero_point: bool
             'precision = "int8" leaves the first and the last layer as they are, and this network has no convolution '
             'or linear layer between them; use "fp32" or "fp16"'
         )
+    given = copy.deepcopy(made)  # the quantiser moves its weights to a file
+    del given.graph.value_info[:]
+    for node in given.graph.node:
+        if node.name in names:  # the types that onnx's inference loses behind GroupNormalization
+            known = (helper.make_tensor_value_info(value, FLOAT, None) for value in (node.input[0], node.output[0]))
+            given.graph.value_info.extend(known)
     with tempfile.TemporaryDirectory() as folder, _quiet():
         path = Path(folder) / "int8.onnx"
         quantize_static(
-            copy.deepcopy(made),  # its weights are moved to a file
+            given,
             path,
             _Reader(feeds),
             quant_format=QuantFormat.QDQ,
@@ -83,7 +90,7 @@ def quantized(made: onnx.ModelProto, feeds: Iterable[Feeds], *, zero_point: bool
             activation_type=QuantType.QUInt8 if zero_point else QuantType.QInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
-            use_external_data_format=made.ByteSize() > LARGEST,
+            use_external_data_format=given.ByteSize() > LARGEST,
             extra_options={
                 "ActivationSymmetric": not zero_point,
                 "QuantizeBias": zero_point,
@@ -97,7 +104,7 @@ def quantized(made: onnx.ModelProto, feeds: Iterable[Feeds], *, zero_point: bool
 
 def _between(graph: onnx.GraphProto) -> list[str]:
     """Names of the layers with constant weights, without those that no other separates from an end of the network."""
-    weights = {tensor.name for tensor in graph.initializer}
+    weights = {tensor.name for tensor in graph.initializer if tensor.data_type == FLOAT}
     layers = {node.name for node in graph.node if node.op_type in LAYERS and node.input[1] in weights}
     ends: set[str] = set()
     for start, nodes, there, on in (
