@@ -9,10 +9,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import nn
@@ -36,14 +38,15 @@ except ModuleNotFoundError as error:
         f"odediff.export needs {error.name}: pip install 'odediff[onnx]'", name=error.name
     ) from None
 
-from .onnx.graph import body_of, opset_in
+from .onnx.graph import LARGEST, body_of, opset_in
 from .onnx.live import peak_bytes
 from .onnx.network import bare, traced
+from .onnx.quantize import quantized, recorded
 from .onnx.rewriting import simplify
 from .onnx.sampler import FORMS, Network, sampler_graph
 
 UNROLLED = 12  # rows up to which a sampler is unrolled if no form is named
-LARGEST = 2**31 - 2**20  # bytes that protobuf can hold
+CALIBRATION = 16  # samples that int8 is calibrated on if not told
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ def export(
     batch: int | None = None,
     precision: str | None = None,
     target: str = "onnxruntime",
+    calibration: int | None = None,
     opset: int | None = None,
     external_data: bool | None = None,
     license: str | None = None,
@@ -107,8 +111,11 @@ def export(
     form: "unrolled", the network once a row and no control flow, or "loop", the network once; None: unrolled up to
         12 rows and for TensorRT, else loop.
     batch: a fixed number, or None for a dynamic axis.  precision: "fp32" (None), "fp16" (the network in half; state and
-        coefficients stay float32), or "int8" (convolutions and linear layers, calibrated on the sampler's own states).
-    target: "onnxruntime", or "tensorrt" or "tensorrt-10.9", a version, picks the opset; opset overrides it.
+        coefficients stay float32), or "int8" (convolutions and linear layers, see `odediff.onnx.quantize`).
+    calibration: samples whose trajectories int8 is calibrated on, all rows of the plan, or for a network alone of the
+        default solver's; of a fixed seed and every class; None: 16.
+    target: "onnxruntime", or "tensorrt" or "tensorrt-10.9", a version, picks the opset; opset overrides it;
+        int8 has unsigned activations with a zero point for the former, signed ones around zero for the latter.
     external_data: weights in `path` + ".data"; None: where the file would pass 2 GB.
     license: a name for the metadata; None: that of the model's info.
     The file is written beside `path` and moved there once it agreed with eager torch on three batches of fresh noise;
@@ -122,12 +129,16 @@ def export(
     own = model.about.precision if isinstance(model, OnnxModel) else "fp32"
     precision = own if precision is None else precision
     opset = opset_of(target) if opset is None else opset
-    _check(model, path, batch, precision, opset)
+    _check(model, path, batch, precision, opset, calibration)
     prediction = _prediction(model, plan, predict)
     net, memory = _network(model, opset, batch, precision, prediction)
     if target == "onnxruntime" and not isinstance(model, OnnxModel):
         simplify(net.proto)
     bare(net.proto)
+    if precision == "int8" and isinstance(model, Model):
+        run = partial(_calibrate, model, plan, predict, CALIBRATION if calibration is None else calibration, batch)
+        feeds = recorded(cast(nn.Module, model.net), net.proto, run)
+        net = net._replace(proto=quantized(net.proto, feeds, zero_point=target == "onnxruntime"))
     made = net.proto
     if plan is not None and prediction is not None and form is not None:
         made = sampler_graph(net, plan, prediction, form=form, batch=batch)
@@ -155,7 +166,8 @@ def export(
     gap, size = _write(made, path, external_data, lambda file: parity.gap(file, model, plan, predict, precision))
     nodes, opset = len(body_of(made).node), opset_in(made)
     seconds = time.perf_counter() - begin
-    return Exported(path, form, why, precision, opset, nodes, size, gap, parity.BOUNDS[precision], seconds)
+    bound = parity.BOUNDS["out_sample" if plan is None else "images"][precision]
+    return Exported(path, form, why, precision, opset, nodes, size, gap, bound, seconds)
 
 
 def weights_hash(model: Model | OnnxModel) -> str:
@@ -199,19 +211,26 @@ def _form(form: str | None, plan: Plan | None, target: str) -> tuple[str | None,
     return ("unrolled", f"up to {UNROLLED} rows") if few else ("loop", f"more than {UNROLLED} rows")
 
 
-def _check(model: Model | OnnxModel, path: Path, batch: int | None, precision: str, opset: int) -> None:
+def _check(
+    model: Model | OnnxModel, path: Path, batch: int | None, precision: str, opset: int, calibration: int | None
+) -> None:
     if path.suffix != ".onnx":
         raise ValueError(f"path = {str(path)!r} must end in .onnx")
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give the file to write")
     if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
         raise ValueError(f"batch = {batch!r} must be a whole number from 1 up, or None for any")
-    if precision not in parity.BOUNDS:
-        raise unknown("precision", precision, parity.BOUNDS)
+    if precision not in parity.PRECISIONS:
+        raise unknown("precision", precision, parity.PRECISIONS)
     if isinstance(model, OnnxModel) and precision != model.about.precision:
         raise ValueError(
             f"precision = {precision!r}, but the file is {model.about.precision}; export that from the model"
         )
+    if calibration is not None:
+        if precision != "int8" or isinstance(model, OnnxModel):
+            raise ValueError(f"calibration = {calibration!r} belongs to a model's export in int8; leave it out")
+        if isinstance(calibration, bool) or not isinstance(calibration, int) or calibration < 1:
+            raise ValueError(f"calibration = {calibration!r} must be a whole number of samples from 1 up")
     if not isinstance(opset, int) or not RANGE[0] <= opset <= RANGE[1]:
         raise ValueError(f"opset = {opset!r} must be from {RANGE[0]} to {RANGE[1]}")
 
@@ -237,9 +256,21 @@ def _network(
             raise ValueError(f"{model.path} takes batches of {model.about.batch}; this sampler calls it with {rows}")
         made, names = onnx.load(model.path), model.names
     else:
-        made = traced(model, opset=opset, batch=rows, precision=precision)
+        made = traced(model, opset=opset, batch=rows, precision="fp32" if precision == "int8" else precision)
         names = {one.name: one.name for one in (*made.graph.input, *made.graph.output)}
     return Network(made, names), peak_bytes(made) * (2 if guided else 1)
+
+
+def _calibrate(model: Model, plan: Plan | None, predict: dict[str, Any], n: int, batch: int | None) -> None:
+    """Sample at least n, a multiple of a fixed batch, of every class; for a network alone also without label."""
+    n = -(-n // (batch or 1)) * (batch or 1)
+    labels: list[Any] = [None] if model.num_classes is None else [np.arange(n) % model.num_classes]
+    if plan is None:
+        plan = compiled(model, None, None, None, None, {})
+        labels += [None] * (model.num_classes is not None)
+    run = Sampler(model, plan, **predict)
+    for label in labels:
+        run(n=n, seed=0, label=label)
 
 
 def _write(

@@ -75,6 +75,7 @@ REFUSED = [
     (["export", "nothing.onnx", "--out", "x.onnx"], "no file nothing.onnx"),
     (["export", "mnist", "--out", "x.bin"], "must end in .onnx"),
     (["export", "mnist", "--out", "x.onnx", "--clip"], "clip belongs to a sampler"),
+    (["export", "mnist", "--out", "x.onnx", "--calibration", "4"], "calibration = 4 belongs to a model's export in"),
     (["export", "mnist", "--out", "x.onnx", "--nfe", "4", "--form", "rolled"], "unknown form 'rolled'"),
     (["export", "mnist", "--out", "x.onnx", "--target", "tflite"], "target = 'tflite'"),
 ]

@@ -36,6 +36,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--form", metavar="NAME", help="unrolled or loop (default: unrolled up to 12 evaluations)")
     parser.add_argument("--batch", type=int, metavar="N", help="a fixed number of images a run (default: any)")
     parser.add_argument("--precision", metavar="NAME", help="fp32 (default), fp16 or int8")
+    parser.add_argument("--calibration", type=int, metavar="N", help="samples to calibrate int8 on (default: 16)")
     parser.add_argument(
         "--target", default="onnxruntime", metavar="NAME", help="onnxruntime (default), tensorrt, or tensorrt-10.9"
     )
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
     from ..model import load
     from ..onnx import load as load_file
 
-    asked = plan_options(args, args.solver) | given(args, "clip", "threshold", "guidance", "license")
+    asked = plan_options(args, args.solver) | given(args, "clip", "threshold", "guidance", "license", "calibration")
     if args.external_data:
         asked["external_data"] = True
     model: Any = load_file(args.model) if args.model.endswith(".onnx") else load(args.model)

@@ -10,6 +10,8 @@ import onnx
 from numpy.typing import ArrayLike
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
+LARGEST = 2**31 - 2**20  # bytes that protobuf can hold
+
 
 class Builder:
     """Nodes and initialisers in the order they were asked for; equal constants are stored once.
