@@ -118,7 +118,7 @@ def agreement(got: Array, want: Array) -> dict[str, float]:
 def gate(way: Way, what: str, got: Array, want: Array) -> dict[str, float]:
     """Agreement. RedGateError: RMS is above the bound, relative to the image's for int8, as `odediff.export` has it."""
     made = agreement(got, want)
-    bound = DIFFUSERS if way.runs == "diffusers" else BOUNDS[way.precision]
+    bound = DIFFUSERS if way.runs == "diffusers" else BOUNDS["images"][way.precision]
     if not made["relative" if way.precision == "int8" else "rms"] <= bound:
         raise RedGateError(f"{way}: {what} differ from eager torch's by {made}; the bound is {bound:g}")
     return made
