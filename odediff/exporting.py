@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 from torch import nn
 
@@ -23,7 +21,7 @@ from . import __version__, parity
 from .adaptive import is_torchdiffeq
 from .choices import unknown
 from .model import Model
-from .onnx.metadata import KEY, About
+from .onnx.metadata import KEY
 from .onnx.runtime import OnnxModel
 from .onnx.targets import RANGE, opset_of
 from .plans import Plan
@@ -38,6 +36,7 @@ except ModuleNotFoundError as error:
         f"odediff.export needs {error.name}: pip install 'odediff[onnx]'", name=error.name
     ) from None
 
+from .onnx.describing import described
 from .onnx.graph import LARGEST, body_of, opset_in
 from .onnx.live import peak_bytes
 from .onnx.network import bare, traced
@@ -124,7 +123,7 @@ def export(
     """
     begin, path = time.perf_counter(), Path(path)
     plan = _plan(model, solver, nfe, grid, eta, options)
-    predict = {"guidance": guidance, "clip": clip, "threshold": threshold, "clip_eps": clip_eps}
+    predict: dict[str, Any] = {"guidance": guidance, "clip": clip, "threshold": threshold, "clip_eps": clip_eps}
     form, why = _form(form, plan, target)
     own = model.about.precision if isinstance(model, OnnxModel) else "fp32"
     precision = own if precision is None else precision
@@ -143,42 +142,16 @@ def export(
     if plan is not None and prediction is not None and form is not None:
         made = sampler_graph(net, plan, prediction, form=form, batch=batch)
         memory = memory and memory + 4 * (plan.depth + 3) * prod(model.shape)
-    about = About(
-        prediction=model.prediction,
-        schedule=dict(model.schedule.identity),
-        shape=model.shape,
-        range=model.range,
-        clip=model.clip,
-        integer_times=model.integer_times,
-        num_classes=model.num_classes,
-        precision=precision,
-        weights=weights_hash(model),
-        license=str(model.info.get("license", "")) if license is None else license,
-        version=__version__,
-        batch=batch,
-        memory=memory,
-        plan=None if plan is None else plan.to_json(),
-        form=form,
-        prediction_options={} if plan is None else predict,
-    )
+    sampled = {} if plan is None else {"plan": plan.to_json(), "form": form, "prediction_options": predict}
+    about = described(model, precision, license=license, batch=batch, memory=memory, **sampled)
     helper.set_model_props(made, {KEY: about.to_json()})
     made.producer_name, made.producer_version = "odediff", __version__
-    gap, size = _write(made, path, external_data, lambda file: parity.gap(file, model, plan, predict, precision))
+    draw = None if plan is None else Sampler(cast(Model, model), plan, **predict)
+    gap, size = _write(made, path, external_data, lambda file: parity.gap(file, model, draw, precision))
     nodes, opset = len(body_of(made).node), opset_in(made)
     seconds = time.perf_counter() - begin
     bound = parity.BOUNDS["out_sample" if plan is None else "images"][precision]
     return Exported(path, form, why, precision, opset, nodes, size, gap, bound, seconds)
-
-
-def weights_hash(model: Model | OnnxModel) -> str:
-    """SHA-256 of a network's weights, their names, types and shapes."""
-    if isinstance(model, OnnxModel):
-        return model.about.weights
-    made = hashlib.sha256()
-    for name, tensor in model.net.state_dict().items() if isinstance(model.net, nn.Module) else ():
-        made.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        made.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return made.hexdigest()
 
 
 def _plan(

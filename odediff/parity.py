@@ -10,6 +10,7 @@ pixel's: a plan may amplify the last bit of a few, in eager torch from one machi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,9 +20,7 @@ from numpy.typing import NDArray
 
 from .model import Model
 from .onnx import OnnxModel, OnnxSampler, load
-from .plans import Plan
 from .running import evaluating
-from .sampling import Sampler
 
 BOUNDS = {
     "out_sample": {"fp32": 1e-5, "fp16": 2e-3, "int8": 0.2},
@@ -30,6 +29,7 @@ BOUNDS = {
 PRECISIONS = tuple(BOUNDS["images"])
 BATCHES = (1, 2, 5)
 Array = NDArray[np.float32]
+Draw = Callable[..., torch.Tensor]  # (n, seed, label) -> images
 
 
 class ParityError(ValueError):
@@ -44,8 +44,8 @@ class Pair(NamedTuple):
     want: Array
 
 
-def gap(path: Path, model: Model | OnnxModel, plan: Plan | None, options: dict[str, Any], precision: str) -> float:
-    """The largest error of the file on three batches of noise. options: of `Sampler`.
+def gap(path: Path, model: Model | OnnxModel, draw: Draw | None, precision: str) -> float:
+    """The largest error of the file on three batches of noise. draw: the `Sampler` of a sampler's file.
 
     ParityError: it is above the precision's bound; the message names the output, the batch and the value.
     """
@@ -54,8 +54,8 @@ def gap(path: Path, model: Model | OnnxModel, plan: Plan | None, options: dict[s
     for n in (file.about.batch,) * 3 if file.about.batch else BATCHES:
         label = None if model.num_classes is None else rng.integers(0, model.num_classes, n)
         if isinstance(file, OnnxSampler):
-            assert plan is not None
-            pairs.append(_images(file, model, plan, options, n, label, int(rng.integers(2**32))))
+            assert draw is not None
+            pairs.append(_images(file, draw, n, label, int(rng.integers(2**32))))
         else:
             pairs.append(_outputs(file, model, n, label, rng))
     if precision == "int8":
@@ -88,11 +88,9 @@ def _outputs(file: OnnxModel, model: Model | OnnxModel, n: int, label: Any, rng:
     return Pair("out_sample", file(x, t, label), want.cpu().numpy())
 
 
-def _images(
-    file: OnnxSampler, model: Model | OnnxModel, plan: Plan, options: dict[str, Any], n: int, label: Any, seed: int
-) -> Pair:
+def _images(file: OnnxSampler, draw: Draw, n: int, label: Any, seed: int) -> Pair:
     """The samplers' images of a random seed."""
-    want = Sampler(model, plan, **options)(n=n, seed=seed, label=label)  # type: ignore[arg-type]
+    want = draw(n=n, seed=seed, label=label)
     label = label if "label" in file.names else None
     return Pair("images", file.run(n, seed, label=label), want.cpu().numpy())
 
