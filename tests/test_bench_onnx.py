@@ -99,7 +99,7 @@ def test_the_bound_is_that_of_the_precision(bench):
         with pytest.raises(bench.RedGateError):
             bench.gate(way, "images", got, want)
     with pytest.raises(bench.RedGateError):
-        bench.gate(Way("loop", "int8"), "images", 1.3 * want, want)
+        bench.gate(Way("loop", "int8"), "images", 1.4 * want, want)
 
 
 def test_ratios_are_within_a_round_and_rounds_go_there_and_back(bench):
