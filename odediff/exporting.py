@@ -22,7 +22,7 @@ from .adaptive import is_torchdiffeq
 from .choices import unknown
 from .model import Model
 from .onnx.metadata import KEY
-from .onnx.runtime import OnnxModel
+from .onnx.runtime import OnnxModel, OnnxSampler
 from .onnx.targets import RANGE, opset_of
 from .plans import Plan
 from .prediction import Clip, Prediction
@@ -30,6 +30,8 @@ from .sampling import Sampler, compiled
 
 try:
     import onnx
+    import onnxruntime  # noqa: F401
+    import onnxscript  # noqa: F401
     from onnx import helper
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
@@ -122,6 +124,7 @@ def export(
     ValueError: bad options, a network that cannot be traced.  ParityError: the file is off; nothing is left of it.
     """
     begin, path = time.perf_counter(), Path(path)
+    _check_model(model)
     plan = _plan(model, solver, nfe, grid, eta, options)
     predict: dict[str, Any] = {"guidance": guidance, "clip": clip, "threshold": threshold, "clip_eps": clip_eps}
     form, why = _form(form, plan, target)
@@ -152,6 +155,12 @@ def export(
     seconds = time.perf_counter() - begin
     bound = parity.BOUNDS["out_sample" if plan is None else "images"][precision]
     return Exported(path, form, why, precision, opset, nodes, size, gap, bound, seconds)
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, (Model, OnnxModel)):
+        has = "a sampler's file, which has its solver" if isinstance(model, OnnxSampler) else f"{model!r:.60}"
+        raise ValueError(f"export takes an odediff.Model or a network's file, got {has}; odediff.load reads a model")
 
 
 def _plan(

@@ -1,7 +1,7 @@
 """No file without parity: what was written runs in onnxruntime beside the model in eager torch, on fresh noise.
 
     network    max |file - model| / max(1, max |model|)                               fp32 and fp16
-    sampler    the largest over samples of the RMS of (file - model), images in [-1, 1] or of any range
+    sampler    the largest over samples of RMS(file - model) / max(1, RMS(model's batch))
     int8       both as RMS over the RMS of the model's, all batches together
 
 The model is run as it is, in float32, whatever the file's precision. A sampler's error is a sample's RMS and not one
@@ -52,11 +52,12 @@ def gap(path: Path, model: Model | OnnxModel, draw: Draw | None, precision: str)
     file = load(path)
     rng, pairs = np.random.default_rng(), []
     for n in (file.about.batch,) * 3 if file.about.batch else BATCHES:
-        label = None if model.num_classes is None else rng.integers(0, model.num_classes, n)
         if isinstance(file, OnnxSampler):
             assert draw is not None
+            label = None if model.num_classes is None else rng.integers(0, model.num_classes, n)
             pairs.append(_images(file, draw, n, label, int(rng.integers(2**32))))
         else:
+            label = None if model.num_classes is None else rng.integers(0, model.num_classes + 1, n)  # and null
             pairs.append(_outputs(file, model, n, label, rng))
     if precision == "int8":
         got, want = (np.concatenate(arrays) for arrays in ([p.got for p in pairs], [p.want for p in pairs]))
@@ -96,9 +97,11 @@ def _images(file: OnnxSampler, draw: Draw, n: int, label: Any, seed: int) -> Pai
 
 
 def _error(pair: Pair, precision: str) -> float:
-    apart = np.square(pair.got.astype(np.float64) - pair.want)
+    apart, size = (
+        np.square(array) for array in (pair.got.astype(np.float64) - pair.want, pair.want.astype(np.float64))
+    )
     if precision == "int8":
-        return float(np.sqrt(apart.mean() / np.square(pair.want.astype(np.float64)).mean()))
+        return float(np.sqrt(apart.mean() / size.mean()))
     if pair.name == "images":
-        return float(np.sqrt(apart.reshape(len(apart), -1).mean(1)).max())
+        return float(np.sqrt(apart.reshape(len(apart), -1).mean(1).max() / max(1.0, size.mean())))
     return float(np.sqrt(apart.max()) / max(1.0, np.abs(pair.want).max()))

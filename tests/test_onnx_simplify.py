@@ -102,3 +102,32 @@ def test_exports_for_tensorrt_are_left_as_they_are(tmp_path):
         odediff.export(model, tmp_path / "n.onnx", target=target)
         kinds = {node.op_type for node in onnx.load(tmp_path / "n.onnx").graph.node}
         assert ("BatchNormalization" in kinds) == merged
+
+
+class Branches(nn.Module):
+    """Weights, and a product, that only the branches of a condition read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.other = nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 2, 1)
+        self.scale, self.shift = nn.Parameter(torch.randn(2, 1, 1)), nn.Parameter(torch.randn(2, 1, 1))
+
+    def forward(self, x, t):
+        y = x.tanh() * self.scale
+        z = y + self.shift
+        late = t.mean() > 500.0
+        return z + torch.cond(late, lambda x, y: self.one(x) * y, lambda x, y: self.other(x) + y, (x, y))
+
+
+def test_what_a_branch_reads_stays(tmp_path):
+    model = odediff.Model(Branches().eval(), schedule=odediff.schedule.linear(), prediction="v", shape=(2, 5, 6))
+    odediff.export(model, tmp_path / "n.onnx")
+    network = odediff.onnx.load(tmp_path / "n.onnx")
+    assert ("", "If") in network.summary.operators
+    x = np.random.default_rng(0).standard_normal((3, 2, 5, 6), dtype=np.float32)
+    with torch.no_grad():
+        for t in (10.0, 990.0):
+            np.testing.assert_allclose(network(x, t), model(torch.from_numpy(x), t).numpy(), atol=2e-6)
+    for form in ("loop", "unrolled"):
+        odediff.export(network, tmp_path / "s.onnx", "ddim", 4, form=form)

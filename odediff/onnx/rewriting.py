@@ -18,11 +18,24 @@ def simplify(made: onnx.ModelProto) -> None:
     constants = {tensor.name: tensor for tensor in graph.initializer}
     for node in _readers(graph, "Reshape"):
         _fix_shape(graph, node)
+    elsewhere = _read_elsewhere(graph)
     for node in _readers(graph, "Mul"):
-        _merge_affine(graph, node, constants)
-    read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+        _merge_affine(graph, node, constants, elsewhere)
+    read = _read(graph)
     _keep(graph.node, [node for node in graph.node if read & set(node.output)])
     _keep(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in read])
+
+
+def _read(graph: GraphProto) -> set[str]:
+    """The values that a graph reads or gives out, and those that the subgraphs in its nodes do."""
+    own = {name for node in graph.node for name in node.input}
+    return own | _read_elsewhere(graph)
+
+
+def _read_elsewhere(graph: GraphProto) -> set[str]:
+    """The values that are outputs, or that subgraphs read."""
+    inner = (attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g"))
+    return {value.name for value in graph.output}.union(*map(_read, inner))
 
 
 def _readers(graph: GraphProto, kind: str) -> list[NodeProto]:
@@ -45,10 +58,15 @@ def _fix_shape(graph: GraphProto, node: NodeProto) -> None:
     _know(graph, node.output[0], like=source.input[0])
 
 
-def _merge_affine(graph: GraphProto, scale: NodeProto, constants: dict[str, onnx.TensorProto]) -> None:
-    """Make Add(Mul(y, w), b) with w and b of shape (C, 1, 1) and y (N, C, H, W) one BatchNormalization."""
+def _merge_affine(
+    graph: GraphProto, scale: NodeProto, constants: dict[str, onnx.TensorProto], elsewhere: set[str]
+) -> None:
+    """Make Add(Mul(y, w), b) with w and b of shape (C, 1, 1) and y (N, C, H, W) one BatchNormalization.
+
+    elsewhere: values that are read by others than the graph's own nodes, and stay.
+    """
     adds = [one for one in graph.node if scale.output[0] in one.input]
-    if len(adds) != 1 or adds[0].op_type != "Add":
+    if len(adds) != 1 or adds[0].op_type != "Add" or scale.output[0] in elsewhere:
         return
     w, b = (_per_channel(node, constants) for node in (scale, adds[0]))
     if w is None or b is None or w.shape != b.shape:
