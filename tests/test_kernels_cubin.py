@@ -191,13 +191,16 @@ def test_what_a_launch_specializes_on_changes_no_bytes(types: dict[str, str], tm
         assert re.search(r"setp\.\w+\.s64", ptx)  # the bound is compared in 64 bits
 
 
+@pytest.mark.parametrize("one", ["", "rows", "n"])  # an argument of 1 is compiled in
 @pytest.mark.parametrize("time", ["*fp32", "*i64"])
 @pytest.mark.parametrize("arch", [80, 90])
-def test_the_row_is_raised_after_every_thread_has_read_it(arch: int, time: str) -> None:
+def test_the_row_is_raised_after_every_thread_has_read_it(arch: int, time: str, one: str) -> None:
     signature = {"row_ptr": "*i32", "t_ptr": time, "times_ptr": time, "rows": "i32", "n": "i32", "BLOCK": "constexpr"}
-    source = ASTSource(STAGE.next_row, signature, {(5,): 128})
+    constants = {"BLOCK": 128, **({one: 1} if one else {})}
+    signature |= dict.fromkeys(constants, "constexpr")
+    positions = {(list(signature).index(name),): value for name, value in constants.items()}
+    source = ASTSource(STAGE.next_row, signature, positions)
     ptx = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": 1}).asm["ptx"]
-    last = ptx.rindex("st.global")
     barrier = max(ptx.rfind("bar.sync"), ptx.rfind("bar.warp.sync"))
-    assert ptx.index("ld.global") < barrier < last
+    assert ptx.index("ld.global") < barrier < ptx.rindex("st.global")
     assert "ld.global" not in ptx[barrier:]

@@ -132,9 +132,11 @@ def next_row(
     """row = (row + 1) mod rows, times = t[row], (n,); after the last row all is as before the first."""
     row = (tl.load(row_ptr) + 1) % rows
     t = tl.load(t_ptr + row)
-    for start in range(0, n, BLOCK):
+    start = 0
+    while start < n:  # the interpreter of triton 3.6 has no range of tensors
         k = start + tl.arange(0, BLOCK)
         tl.store(times_ptr + k, t, k < n)
+        start += BLOCK
     tl.debug_barrier()  # every thread has read the number
     tl.store(row_ptr, row)
 
