@@ -132,6 +132,7 @@ def check(form: Form, arch: int, tmp_path: Path) -> None:
     assert used["SHARED"] == 0 and "bar.sync" not in ptx, form  # no element changes its thread
     assert used["REG"] <= (96 if form.noise else 64), (form, used)  # 5 or 8 blocks of 128 threads on an SM's 65536
     assert "fma" not in ptx, form
+    assert len(re.findall(r"\b(?:min|max)\.NaN\.f32\b", ptx)) == 2 * PER_THREAD * form.limited, form
     if form.noise:
         rounded = set(re.findall(r"\b(?:add|sub|mul|div|sqrt|cvt)[.\w]*f64\b", ptx))
         assert all(".rn." in op or op.startswith("cvt.rn") for op in rounded), rounded

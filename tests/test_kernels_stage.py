@@ -174,15 +174,6 @@ def test_limits_hold_an_infinite_output_and_pass_nan_on(place: SimpleNamespace) 
     torch.testing.assert_close(one_row(place, x, out, True, **row), want, rtol=0, atol=0, equal_nan=True)
 
 
-def test_a_row_without_noise_of_a_noisy_plan_draws_none(place: SimpleNamespace) -> None:
-    x, out, row = torch.ones(70, device=place.device), torch.ones(70, device=place.device), torch.zeros(1).int()
-    streams = torch.zeros(1, 4, dtype=torch.int32, device=place.device)
-    flags = {"K": 1, "LIMITED": False, "GUIDED": False, "BLOCK": 64, "enable_fp_fusion": False}
-    table = bare(place, 70, a=0.5, c=0.0)
-    place.stage.advance_row[(2,)](x, out, None, None, table, row.to(place.device), streams, 70, 70, 1, **flags)
-    assert bool((x == 0.5).all())
-
-
 def test_a_prediction_that_no_row_reads_is_not_written(place: SimpleNamespace) -> None:
     x = torch.ones(70, device=place.device)
     ring = torch.full((140,), torch.nan, device=place.device)
