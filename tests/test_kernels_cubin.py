@@ -192,16 +192,20 @@ def test_what_a_launch_specializes_on_changes_no_bytes(types: dict[str, str], tm
         assert re.search(r"setp\.\w+\.s64", ptx)  # the bound is compared in 64 bits
 
 
-@pytest.mark.parametrize("one", ["", "rows", "n"])  # an argument of 1 is compiled in
 @pytest.mark.parametrize("time", ["*fp32", "*i64"])
 @pytest.mark.parametrize("arch", [80, 90])
-def test_the_row_is_raised_after_every_thread_has_read_it(arch: int, time: str, one: str) -> None:
+def test_the_row_is_raised_after_every_thread_has_read_it(arch: int, time: str) -> None:
     signature = {"row_ptr": "*i32", "t_ptr": time, "times_ptr": time, "rows": "i32", "n": "i32", "BLOCK": "constexpr"}
-    constants = {"BLOCK": 128, **({one: 1} if one else {})}
-    signature |= dict.fromkeys(constants, "constexpr")
-    positions = {(list(signature).index(name),): value for name, value in constants.items()}
-    source = ASTSource(STAGE.next_row, signature, positions)
+    source = ASTSource(STAGE.next_row, signature, {(5,): 128})
     ptx = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": 1}).asm["ptx"]
     barrier = max(ptx.rfind("bar.sync"), ptx.rfind("bar.warp.sync"))
     assert ptx.index("ld.global") < barrier < ptx.rindex("st.global")
     assert "ld.global" not in ptx[barrier:]
+
+
+def test_other_batches_and_budgets_compile_nothing_anew() -> None:
+    """What a launch looks at beyond types: whether channels is 1, and whether 16 divides the number of elements."""
+    looked_at = {p.name for p in STAGE.advance_row.params if not (p.is_constexpr or p.do_not_specialize)}
+    assert {name for name in looked_at if not name.endswith("_ptr")} == {"numel", "channels"}
+    looked_at = {p.name for p in STAGE.next_row.params if not (p.is_constexpr or p.do_not_specialize)}
+    assert looked_at == {"row_ptr", "t_ptr", "times_ptr"}

@@ -58,8 +58,10 @@ class Network(nn.Module):
         return (u * x0 + w * (state - alpha * x0) / sigma).to(x.dtype)
 
 
-def model(prediction: str = "eps", dtype: torch.dtype = torch.float32, **options: Any) -> odediff.Model:
-    net = Network(prediction, dtype)
+def model(
+    prediction: str = "eps", dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", **options: Any
+) -> odediff.Model:
+    net = Network(prediction, dtype).to(device)
     return odediff.Model(net, schedule=LINEAR, prediction=prediction, shape=SHAPE, **options)
 
 
@@ -97,9 +99,10 @@ def states(stage: Any, net: Any, plan: odediff.Plan, n: int) -> list[Tensor]:
 
 
 def reference(m: odediff.Model, plan: odediff.Plan, n: int, label: Any = None, **options: Any) -> list[Tensor]:
+    """The state after every row by `Sampler`, on the model's device: one network, one rounding of its outputs."""
     found: list[Tensor] = []
     sampler = odediff.Sampler(m, plan, **options)
-    sampler(start(plan, n) / plan.prior_scale, seed=5, label=label, callback=lambda i, x, x0: found.append(x))
+    sampler(start(plan, n) / plan.prior_scale, seed=5, label=label, callback=lambda i, x, x0: found.append(x.cpu()))
     return found
 
 
@@ -116,9 +119,8 @@ def test_every_row_of_a_plan_is_the_samplers(
     place: SimpleNamespace, name: str, prediction: str, args: dict[str, Any], clip: bool
 ) -> None:
     plan = plan_of(name, **args)
-    m = model(prediction)
+    m = model(prediction, device=place.device)
     want = reference(m, plan, 3, clip=clip)
-    m.to(place.device)
     stage = poison(place.stage.Stage(Prediction(m, clip=clip), plan, 3))
     check(states(stage, m.net, plan, 3), want)
     assert stage.input is stage.x  # a float32 network reads the state itself
@@ -126,19 +128,17 @@ def test_every_row_of_a_plan_is_the_samplers(
 
 
 def test_kept_eps(place: SimpleNamespace) -> None:
-    m, plan = model(), plan_of("ddim", eta=0.5)
+    m, plan = model(device=place.device), plan_of("ddim", eta=0.5)
     options: dict[str, Any] = {"clip": True, "clip_eps": "keep"}
     want = reference(m, plan, 3, **options)
-    m.to(place.device)
     check(states(place.stage.Stage(Prediction(m, **options), plan, 3), m.net, plan, 3), want)
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.0, 2.5])
 def test_guidance(place: SimpleNamespace, guidance: float) -> None:
     """The two halves in one batch; at 0 and 1 one half, as in `Prediction.network`."""
-    m, plan, label = model(num_classes=3), plan_of("dpmpp_3m"), torch.tensor([0, 2])
+    m, plan, label = model(device=place.device, num_classes=3), plan_of("dpmpp_3m"), torch.tensor([0, 2])
     want = reference(m, plan, 2, label, guidance=guidance)
-    m.to(place.device)
     stage = poison(place.stage.Stage(Prediction(m, guidance=guidance), plan, 2))
     null = torch.full_like(label, 3)
     labels = {0.0: null, 1.0: label, 2.5: torch.cat([null, label])}[guidance].to(place.device)
@@ -148,10 +148,9 @@ def test_guidance(place: SimpleNamespace, guidance: float) -> None:
 
 @pytest.mark.parametrize("guidance", [None, 2.5])
 def test_channels_last(place: SimpleNamespace, guidance: float | None) -> None:
-    m, plan = model(num_classes=3), plan_of("sde_dpmpp_2m")
+    m, plan = model(device=place.device, num_classes=3), plan_of("sde_dpmpp_2m")
     label = torch.tensor([1, 2])
     want = reference(m, plan, 2, label, guidance=guidance)
-    m.to(place.device)
     form = torch.channels_last
     stage = poison(place.stage.Stage(Prediction(m, guidance=guidance), plan, 2, memory_format=form))
     labels = (label if guidance is None else torch.cat([torch.full_like(label, 3), label])).to(place.device)
@@ -162,19 +161,20 @@ def test_channels_last(place: SimpleNamespace, guidance: float | None) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_a_network_of_half_precision(place: SimpleNamespace, dtype: torch.dtype) -> None:
     """A state that differs in its last bit may round to the other neighbour: one unit of the network's dtype a row."""
-    m, plan = model("x0", dtype), plan_of("dpmpp_3m", 6)
+    m, plan = model("x0", dtype, place.device), plan_of("dpmpp_3m", 6)
     want = reference(m, plan, 3)
-    m.to(place.device)
     stage = poison(place.stage.Stage(Prediction(m), plan, 3))
     assert stage.input.dtype == dtype
-    check(states(stage, m.net, plan, 3), want, torch.finfo(dtype).eps * plan.nfe)
+    found = states(stage, m.net, plan, 3)
+    check(found, want, torch.finfo(dtype).eps * plan.nfe)
+    wide = states(stage, lambda x, t: m.net(x, t).float(), plan, 3)  # what is not of the input's dtype is as good
+    assert all(torch.equal(is_, was) for is_, was in zip(wide, found, strict=True))
 
 
 def test_c_in_scales_what_the_network_gets(place: SimpleNamespace) -> None:
     """The same as a network that scales for itself; the first input and every later one."""
-    m, plan = model("v"), plan_of("abm4")
+    m, plan = model("v", device=place.device), plan_of("abm4")
     want = reference(m, plan, 3)
-    m.to(place.device)
     c_in = 2.0 ** (np.arange(plan.nfe) % 4 - 2)
     stage, fed = poison(place.stage.Stage(Prediction(m), plan, 3, c_in=c_in)), []
 
@@ -187,8 +187,7 @@ def test_c_in_scales_what_the_network_gets(place: SimpleNamespace) -> None:
 
 
 def test_a_stage_can_begin_again_at_any_row(place: SimpleNamespace) -> None:
-    m, plan = model(), plan_of("sde_dpmpp_3m")
-    m.to(place.device)
+    m, plan = model(device=place.device), plan_of("sde_dpmpp_3m")
     stage = place.stage.Stage(Prediction(m), plan, 2)
     first = states(stage, m.net, plan, 2)
     stage.begin(torch.zeros(2, *SHAPE, device=place.device), streams(6, 2))
@@ -208,7 +207,7 @@ def test_whole_times_are_int64_and_samples_of_any_rank_will_do(place: SimpleName
     plan = plan_of("heun", 7, snap=True)
     x = normal(streams(5, 3), 0, (2,), device=torch.device("cpu"), dtype=torch.float32)
     found: list[Tensor] = []
-    odediff.Sampler(m, plan)(x, seed=5, callback=lambda i, x, x0: found.append(x))
+    odediff.Sampler(m, plan)(x.to(place.device), callback=lambda i, x, x0: found.append(x.cpu()))
     stage = place.stage.Stage(Prediction(m), plan, 3, device=place.device)
     stage.begin((x * plan.prior_scale).to(place.device))
     for t, want in zip(plan.t, found, strict=True):
@@ -231,9 +230,8 @@ def test_the_table_keeps_what_a_later_row_reads(name: str) -> None:
 @pytest.mark.parametrize("name", ["abm4", "sde_dpmpp_2m"])
 def test_one_captured_row_serves_every_row(name: str) -> None:
     """A graph of one network call and one stage, replayed nfe times, and again, without a word from the host."""
-    place, m, plan = load("cuda"), model(), plan_of(name)
+    place, m, plan = load("cuda"), model(device="cuda"), plan_of(name)
     want = reference(m, plan, 2)
-    m.to("cuda")
     stage = place.stage.Stage(Prediction(m), plan, 2)
     states(stage, m.net, plan, 2)  # compiles
     graph = torch.cuda.CUDAGraph()

@@ -40,7 +40,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 RANKS = {torch.channels_last: 3, torch.channels_last_3d: 4}  # of one sample
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size"])
 def advance_row(
     x_ptr: tl.tensor,
     out_ptr: tl.tensor,
@@ -125,7 +125,7 @@ def drawn(
     return normal((index >> 2).to(tl.uint32), (row + 1).to(tl.uint32), low, high, k0, k1, index & 3)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "n"])
 def next_row(
     row_ptr: tl.tensor, t_ptr: tl.tensor, times_ptr: tl.tensor, rows: tl.tensor, n: tl.tensor, BLOCK: tl.constexpr
 ) -> None:
