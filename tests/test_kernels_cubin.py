@@ -101,8 +101,7 @@ def compiled(form: Form, arch: int, **types: str) -> Any:
     whole -= {"numel"} if types.get("numel") == "odd" else set()
     attributes = {(names.index(n),): [["tt.divisibility", 16]] for n in whole}
     source = ASTSource(STAGE.advance_row, signature, constants, attributes)
-    options = {"num_warps": STAGE.WARPS, "enable_fp_fusion": False}
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=STAGE.OPTIONS)
 
 
 def tool(name: str, cubin: bytes, path: Path, *options: str) -> str:

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from odediff import philox
 
 EDGES = np.array([0, 1, 2, 2**29 - 1, 2**29, 2**30, 2**31 - 1, 2**31, 2**31 + 2**29, 2**32 - 2, 2**32 - 1], np.uint32)
-PLAIN = {"num_warps": 4, "enable_fp_fusion": False}
 
 
 @pytest.fixture(params=PLACES)
@@ -42,7 +41,7 @@ def test_words_are_those_of_philox(place: SimpleNamespace) -> None:
 def test_radius_cosine_and_sine_have_the_bits_of_the_reference(place: SimpleNamespace) -> None:
     w = some_words(8192)
     out = torch.zeros(3, 8192, dtype=torch.float64, device=place.device)
-    place.probes.store_polar[(1,)](on(place, w), out, BLOCK=8192, **PLAIN)
+    place.probes.store_polar[(1,)](on(place, w), out, BLOCK=8192, **place.stage.OPTIONS)
     wide = w.astype(np.int64)
     want = np.stack([philox.radius(np, wide), *philox.direction(np, wide)])
     np.testing.assert_array_equal(out.cpu().numpy().view(np.int64), want.view(np.int64))
@@ -52,7 +51,7 @@ def test_draws_have_the_bits_of_the_reference(place: SimpleNamespace) -> None:
     """Every seed, index, row and block at its own place in the counter; all four lanes."""
     w = np.repeat(some_words(6, 512), 4, axis=1)
     out = torch.zeros(2048, device=place.device)
-    place.probes.store_normal[(1,)](on(place, w), out, BLOCK=2048, **PLAIN)
+    place.probes.store_normal[(1,)](on(place, w), out, BLOCK=2048, **place.stage.OPTIONS)
     wide = w.astype(np.int64)
     v = philox.philox4x32(tuple(wide[:4]), tuple(wide[4:]))
     polar = [(philox.radius(np, v[j]), philox.direction(np, v[j + 1])) for j in (0, 2)]

@@ -112,7 +112,7 @@ def test_a_row_is_the_reference_in_every_form(place: SimpleNamespace, K: int, dt
         row = torch.tensor([ROW], dtype=torch.int32, device=place.device)
         pointers = (*at.values(), table.to(place.device), row, streams)
         form = {"K": K, "LIMITED": clip, "GUIDED": guide, "BLOCK": 512 if noisy else 256}
-        place.stage.advance_row[(1 if noisy else 2,)](*pointers, count, count // 3, 1, **form, enable_fp_fusion=False)
+        place.stage.advance_row[(1 if noisy else 2,)](*pointers, count, count // 3, 1, **form, **place.stage.OPTIONS)
 
         d, new = expected(v, x, out, past, z if noisy else None, clip, guide)
         said = f"clip {clip}, guide {guide}, noise {noisy}, feed {feed}"
@@ -146,10 +146,10 @@ def test_noise_has_the_bits_of_the_reference_in_every_layout(place: SimpleNamesp
         x, out = (torch.ones(3, *shape, device=place.device).contiguous(memory_format=form) for _ in range(2))
         channels = 1 if form == torch.contiguous_format else shape[0]
         count, row = x.numel(), torch.zeros(1, dtype=torch.int32, device=place.device)
-        flags = {"K": 1, "LIMITED": False, "GUIDED": False, "BLOCK": 64, "enable_fp_fusion": False}
+        flags = {"K": 1, "LIMITED": False, "GUIDED": False, "BLOCK": 64}
         table = bare(place, count, c=1.0)
         place.stage.advance_row[(-(-count // 64),)](
-            x, out, None, None, table, row, streams, count, count // 3, channels, **flags
+            x, out, None, None, table, row, streams, count, count // 3, channels, **flags, **place.stage.OPTIONS
         )
         assert x.is_contiguous(memory_format=form)
         np.testing.assert_array_equal(x.cpu().contiguous().numpy().view(np.int32), want.numpy().view(np.int32))
@@ -158,9 +158,11 @@ def test_noise_has_the_bits_of_the_reference_in_every_layout(place: SimpleNamesp
 def one_row(place: SimpleNamespace, x: Tensor, out: Tensor, clip: bool, **columns: float) -> Tensor:
     """x' of a row of K = 1 from (count,) float32."""
     x, row = x.clone().to(place.device), torch.zeros(1, dtype=torch.int32, device=place.device)
-    flags = {"K": 1, "LIMITED": clip, "GUIDED": False, "BLOCK": 64, "enable_fp_fusion": False}
+    flags = {"K": 1, "LIMITED": clip, "GUIDED": False, "BLOCK": 64}
     table = bare(place, len(x), **columns)
-    place.stage.advance_row[(1,)](x, out.to(place.device), None, None, table, row, None, len(x), len(x), 1, **flags)
+    place.stage.advance_row[(1,)](
+        x, out.to(place.device), None, None, table, row, None, len(x), len(x), 1, **flags, **place.stage.OPTIONS
+    )
     return x.cpu()
 
 
@@ -178,11 +180,13 @@ def test_a_prediction_that_no_row_reads_is_not_written(place: SimpleNamespace) -
     x = torch.ones(70, device=place.device)
     ring = torch.full((140,), torch.nan, device=place.device)
     columns = [*place.stage.COLUMNS, "b0", "b1"]
-    flags = {"K": 2, "LIMITED": False, "GUIDED": False, "BLOCK": 64, "enable_fp_fusion": False}
+    flags = {"K": 2, "LIMITED": False, "GUIDED": False, "BLOCK": 64}
     for row, kept in ((0, 0.0), (1, 1.0)):
         table = torch.tensor([[{"q": 3.0, "kept": kept}.get(name, 0.0) for name in columns]] * 2, device=place.device)
         at = torch.tensor([row], dtype=torch.int32, device=place.device)
-        place.stage.advance_row[(2,)](x, torch.ones_like(x), ring, None, table, at, None, 70, 70, 1, **flags)
+        place.stage.advance_row[(2,)](
+            x, torch.ones_like(x), ring, None, table, at, None, 70, 70, 1, **flags, **place.stage.OPTIONS
+        )
     assert bool(ring[:70].isnan().all())
     assert bool((ring[70:] == 3.0).all())
 

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 COLUMNS = ("a", "c", "guidance", "c_in", "kept", "p", "q", "m", "p0", "q0", "low", "high")  # b_0 .. b_{K-1} follow
 WIDTH = tl.constexpr(len(COLUMNS))
-BLOCK, WARPS = 512, 4  # 4 elements a thread: 16 bytes of float32 at a time, and no exchange between threads
+BLOCK = 512  # 4 elements a thread: 16 bytes of float32 at a time, and no exchange between threads
+OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 RANKS = {torch.channels_last: 3, torch.channels_last_3d: 4}  # of one sample
 
@@ -273,8 +274,7 @@ class Stage:
                 LIMITED=self._limited,
                 GUIDED=self._guided,
                 BLOCK=BLOCK,
-                num_warps=WARPS,
-                enable_fp_fusion=False,
+                **OPTIONS,
             )
             next_row[(1,)](self._row, self._t, self.times, self.plan.nfe, len(self.times), BLOCK=128, num_warps=1)
 
