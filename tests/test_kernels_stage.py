@@ -51,6 +51,31 @@ class Poisoned:
             assert bool(whole[-MARGIN:].isnan().all()), name
 
 
+def launch(
+    place: SimpleNamespace,
+    x: Tensor,
+    out: Tensor,
+    table: Tensor,
+    *,
+    row: int = 0,
+    ring: Tensor | None = None,
+    fed: Tensor | None = None,
+    streams: Tensor | None = None,
+    samples: int = 1,
+    channels: int = 1,
+    limits: bool = False,
+    guide: bool = False,
+    block: int = 64,
+) -> None:
+    """One launch of the kernel, in place; ring: (K, count)."""
+    at = torch.tensor([row], dtype=torch.int32, device=place.device)
+    tensors = (x, out, ring, fed, table.to(place.device), at, streams)
+    form = {"K": 1 if ring is None else len(ring), "LIMITED": limits, "GUIDED": guide, "BLOCK": block}
+    sizes = (x.numel(), x.numel() // samples, channels)
+    place.stage.advance_row[(-(-x.numel() // block),)](*tensors, *sizes, **form, **place.stage.OPTIONS)
+    assert int(at) == row
+
+
 def coefficients(K: int, generator: torch.Generator, columns: tuple[str, ...]) -> tuple[Tensor, dict[str, float]]:
     """A table of NaN but for row `ROW`, and that row by column."""
     row = torch.rand(len(columns) + K, generator=generator) * 2 - 1
@@ -102,68 +127,45 @@ def test_a_row_is_the_reference_in_every_form(place: SimpleNamespace, K: int, dt
             ring[(ROW - skipped) % K] = torch.nan
             past[skipped - 1] = torch.full((count,), torch.nan)
         z = normal(STREAMS, ROW + 1, shape[1:], device=torch.device("cpu"), dtype=torch.float32).flatten()
-        at = {
-            "x": buffer("x", count, value=x),
-            "out": buffer("out", len(out), dtype, out),
-            "ring": buffer("ring", K * count, value=ring.flatten()) if K > 1 else None,
-            "in": buffer("in", len(out), dtype) if feed else None,
-        }
-        streams = stream_words(place) if noisy else None
-        row = torch.tensor([ROW], dtype=torch.int32, device=place.device)
-        pointers = (*at.values(), table.to(place.device), row, streams)
-        form = {"K": K, "LIMITED": clip, "GUIDED": guide, "BLOCK": 512 if noisy else 256}
-        place.stage.advance_row[(1 if noisy else 2,)](*pointers, count, count // 3, 1, **form, **place.stage.OPTIONS)
+        at_x, at_out = buffer("x", count, value=x), buffer("out", len(out), dtype, out)
+        at_ring = buffer("ring", K * count, value=ring.flatten()).view(K, count) if K > 1 else None
+        at_fed = buffer("fed", len(out), dtype) if feed else None
+        form = {"limits": clip, "guide": guide, "streams": stream_words(place) if noisy else None, "fed": at_fed}
+        block = 512 if noisy else 256
+        launch(place, at_x, at_out, table, row=ROW, ring=at_ring, samples=3, block=block, **form)
 
         d, new = expected(v, x, out, past, z if noisy else None, clip, guide)
         said = f"clip {clip}, guide {guide}, noise {noisy}, feed {feed}"
         near = {"rtol": 1e-6, "atol": 1e-6, "msg": lambda text, said=said: f"{said}: {text}"}
-        torch.testing.assert_close(at["x"].cpu().double(), new, **near)
-        if at["ring"] is not None:
-            after = at["ring"].cpu().view(K, count)
+        torch.testing.assert_close(at_x.cpu().double(), new, **near)
+        if at_ring is not None:
+            after = at_ring.cpu()
             torch.testing.assert_close(after[ROW % K].double(), d, **near)
             ring[ROW % K] = after[ROW % K]
             torch.testing.assert_close(after, ring, rtol=0, atol=0, equal_nan=True)
-        if at["in"] is not None:
-            fed = (at["x"].cpu() * np.float32(v["c_in"])).to(dtype)  # rounded to nearest, from the state that is kept
-            torch.testing.assert_close(at["in"].cpu(), fed.repeat(1 + guide), rtol=cut, atol=0)
-        assert int(row) == ROW
+        if at_fed is not None:
+            fed = (at_x.cpu() * np.float32(v["c_in"])).to(dtype)  # rounded to nearest, from the state that is kept
+            torch.testing.assert_close(at_fed.cpu(), fed.repeat(1 + guide), rtol=cut, atol=0)
         buffer.check_margins()
 
 
-def bare(place: SimpleNamespace, numel: int, **columns: float) -> Tensor:
-    """A one-row table for K = 1 with these columns and zeros."""
-    names = [*place.stage.COLUMNS, "b0"]
-    return torch.tensor([[columns.get(name, 0.0) for name in names]], device=place.device)
+def rows(place: SimpleNamespace, *values: dict[str, float], K: int = 1) -> Tensor:
+    """A table of these rows, 0 where they do not say."""
+    names = [*place.stage.COLUMNS, *(f"b{j}" for j in range(K))]
+    return torch.tensor([[row.get(name, 0.0) for name in names] for row in values])
 
 
 @pytest.mark.parametrize("shape", [(2,), (1, 5, 7), (3, 8, 8), (3, 9, 11), (5, 3, 2, 7)], ids=str)
 def test_noise_has_the_bits_of_the_reference_in_every_layout(place: SimpleNamespace, shape: tuple[int, ...]) -> None:
     """x' = z: in a channels_last tensor an element draws what it draws in a contiguous one."""
     formats = {3: torch.channels_last, 4: torch.channels_last_3d}
-    streams = stream_words(place)
     want = normal(STREAMS, 1, shape, device=torch.device("cpu"), dtype=torch.float32)
     for form in (torch.contiguous_format, *filter(None, [formats.get(len(shape))])):
         x, out = (torch.ones(3, *shape, device=place.device).contiguous(memory_format=form) for _ in range(2))
         channels = 1 if form == torch.contiguous_format else shape[0]
-        count, row = x.numel(), torch.zeros(1, dtype=torch.int32, device=place.device)
-        flags = {"K": 1, "LIMITED": False, "GUIDED": False, "BLOCK": 64}
-        table = bare(place, count, c=1.0)
-        place.stage.advance_row[(-(-count // 64),)](
-            x, out, None, None, table, row, streams, count, count // 3, channels, **flags, **place.stage.OPTIONS
-        )
+        launch(place, x, out, rows(place, {"c": 1.0}), streams=stream_words(place), samples=3, channels=channels)
         assert x.is_contiguous(memory_format=form)
         np.testing.assert_array_equal(x.cpu().contiguous().numpy().view(np.int32), want.numpy().view(np.int32))
-
-
-def one_row(place: SimpleNamespace, x: Tensor, out: Tensor, clip: bool, **columns: float) -> Tensor:
-    """x' of a row of K = 1 from (count,) float32."""
-    x, row = x.clone().to(place.device), torch.zeros(1, dtype=torch.int32, device=place.device)
-    flags = {"K": 1, "LIMITED": clip, "GUIDED": False, "BLOCK": 64}
-    table = bare(place, len(x), **columns)
-    place.stage.advance_row[(1,)](
-        x, out.to(place.device), None, None, table, row, None, len(x), len(x), 1, **flags, **place.stage.OPTIONS
-    )
-    return x.cpu()
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in multiply:RuntimeWarning")  # 0 inf, which is dropped
@@ -173,22 +175,17 @@ def test_limits_hold_an_infinite_output_and_pass_nan_on(place: SimpleNamespace) 
     row = {"p0": 0.5, "q0": 2.0, "low": -1.0, "high": 3.0, "m": 1.0, "p": 0.25, "b0": 1.0}
     want = limited(1.0, mix(0.5, x, 2.0, out).clamp_(-1.0, 3.0), 0.25, x, 0.0, out)
     assert want.tolist()[:2] == [3.25, -0.75]
-    torch.testing.assert_close(one_row(place, x, out, True, **row), want, rtol=0, atol=0, equal_nan=True)
+    new = x.clone().to(place.device)
+    launch(place, new, out.to(place.device), rows(place, row), limits=True)
+    torch.testing.assert_close(new.cpu(), want, rtol=0, atol=0, equal_nan=True)
 
 
 def test_a_prediction_that_no_row_reads_is_not_written(place: SimpleNamespace) -> None:
-    x = torch.ones(70, device=place.device)
-    ring = torch.full((140,), torch.nan, device=place.device)
-    columns = [*place.stage.COLUMNS, "b0", "b1"]
-    flags = {"K": 2, "LIMITED": False, "GUIDED": False, "BLOCK": 64}
-    for row, kept in ((0, 0.0), (1, 1.0)):
-        table = torch.tensor([[{"q": 3.0, "kept": kept}.get(name, 0.0) for name in columns]] * 2, device=place.device)
-        at = torch.tensor([row], dtype=torch.int32, device=place.device)
-        place.stage.advance_row[(2,)](
-            x, torch.ones_like(x), ring, None, table, at, None, 70, 70, 1, **flags, **place.stage.OPTIONS
-        )
-    assert bool(ring[:70].isnan().all())
-    assert bool((ring[70:] == 3.0).all())
+    x, ring = torch.ones(70, device=place.device), torch.full((2, 70), torch.nan, device=place.device)
+    table = rows(place, {"q": 3.0, "kept": 0.0}, {"q": 3.0, "kept": 1.0}, K=2)
+    for row in (0, 1):
+        launch(place, x, torch.ones_like(x), table, row=row, ring=ring)
+    assert bool(ring[0].isnan().all()) and bool((ring[1] == 3.0).all())
 
 
 @pytest.mark.parametrize("program", [0, 1, 2**22, 2**23 + 1, 2**31 - 1])
