@@ -4,6 +4,7 @@
     compile    the network under torch.compile, channels last; no number of evaluations, solver or time compiles anew,
                only a batch of 1, of 2 to 15 and of more (torch's CPU convolutions tell these apart)
     onnx       the network exported and run by onnxruntime, on the CPU or the GPU that the model is on
+    triton     the network as it is, and between two evaluations one kernel (`odediff.kernels`), noise included
     cudagraph  eager torch, all rows and evaluations recorded once as a CUDA graph per batch size, and replayed
     auto       cudagraph on a CUDA GPU; on a CPU onnx where it is installed, else torch
 
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from .choices import unknown
 from .model import Model
 
-BACKENDS = ("torch", "compile", "onnx", "cudagraph", "auto")
+BACKENDS = ("torch", "compile", "onnx", "triton", "cudagraph", "auto")
 
 
 def choose(backend: str, model: Model) -> tuple[str, str]:
@@ -37,8 +38,10 @@ def choose(backend: str, model: Model) -> tuple[str, str]:
         raise ValueError(f'backend = "{backend}" needs a network that is an nn.Module, not a function; use "torch"')
     if backend == "onnx" and missing:
         raise ValueError(f"backend = \"onnx\" needs {', '.join(missing)}: pip install 'odediff[onnx]'")
-    if backend == "cudagraph" and device != "cuda":
-        raise ValueError(f'backend = "cudagraph" needs a model on a CUDA GPU, not on {model.device}; use "auto"')
+    if backend in ("triton", "cudagraph") and device != "cuda":
+        raise ValueError(f'backend = "{backend}" needs a model on a CUDA GPU, not on {model.device}; use "auto"')
+    if backend == "triton" and find_spec("triton") is None:
+        raise ValueError("backend = \"triton\" needs triton: pip install 'odediff[triton]'")
     return backend, "asked for"
 
 

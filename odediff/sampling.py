@@ -19,7 +19,7 @@ from .choices import nearest, unknown
 from .graph import Recorder
 from .model import Model
 from .noise import normal
-from .philox import Seed
+from .philox import Seed, Streams
 from .plans import Plan
 from .prediction import Clip, Label, Prediction, checked_label, implied_count
 from .running import evaluating, finish, start
@@ -39,8 +39,8 @@ class Sampler:
         for the model's own setting.  threshold: dynamic thresholding in its place, the quantile, such as 0.995.
     clip_eps: "recompute", or "keep" the network's own eps beside the limited x0, as diffusers' DDIM does by default;
         for one-step methods only.  Formulas: `odediff.prediction`.
-    backend: "torch", "compile", "onnx", "cudagraph" or "auto", see `odediff.backends`; `.backend` and `.why` say which
-        one runs, and why. A callback is called by all of them; cudagraph then runs row by row.
+    backend: "torch", "compile", "onnx", "triton", "cudagraph" or "auto", see `odediff.backends`; `.backend` and `.why`
+        say which one runs, and why. A callback is called by all of them; triton and cudagraph then run as torch does.
     ValueError: the plan was compiled for another schedule, has fractional times for a network that knows whole ones
     only, or the network's prediction is singular at a row; clip=True or a threshold for a model without a range, both
     at a time, guidance of an unconditional model, "keep" where a row reads earlier predictions; a backend that the
@@ -117,6 +117,8 @@ class Sampler:
                 label = None if label is None else label.expand(len(x)).to(x.device)
                 x = self._recorder(x, label, [z(i) for i in np.flatnonzero(plan.c).tolist()])
                 bar.update(plan.nfe)
+            elif self.backend == "triton" and callback is None:
+                x = self._staged(x, label, batch, bar)
             else:
                 self._loop(x, label, z, callback, bar)
         return finish(model, x)
@@ -142,6 +144,20 @@ class Sampler:
             if callback is not None:
                 callback(i, x.clone(), x0)
             bar.update()
+
+    def _staged(self, x: Tensor, label: Tensor | None, batch: Streams, bar: tqdm[Any]) -> Tensor:
+        """All rows, each in one kernel; the network is called as it is."""
+        from .kernels.stage import Stage
+
+        stage, labels = Stage(self.prediction, self.plan, len(x)), self.prediction.labels(label, x)
+        if labels is None and self.model.num_classes is not None:
+            labels = torch.full((len(stage.times),), self.model.num_classes, device=x.device)
+        stage.begin(x, batch)
+        for _ in range(self.plan.nfe):
+            out = self.model.net(stage.input, stage.times, *(() if labels is None else (labels,)))
+            stage(getattr(out, "sample", out).contiguous())
+            bar.update()
+        return stage.x
 
     def _recorded(self, x: Tensor, label: Tensor | None, noise: list[Tensor]) -> None:
         """The loop as it is recorded: noise that is drawn beforehand, no callback."""

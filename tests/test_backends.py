@@ -1,5 +1,8 @@
 """Every backend draws what eager torch draws; which one runs is said, and what cannot run is refused."""
 
+import sys
+
+import kernel_modules
 import numpy as np
 import pytest
 import torch
@@ -123,12 +126,28 @@ def test_what_cannot_run_is_refused(monkeypatch):
         (function, "onnx", "needs a network that is an nn.Module"),
         (function, "compile", "needs a network that is an nn.Module"),
         (tiny(), "cudagraph", "needs a model on a CUDA GPU, not on cpu"),
+        (tiny(), "triton", "needs a model on a CUDA GPU, not on cpu"),
     ]:
         with pytest.raises(ValueError, match=message):
             odediff.Sampler(model, plan, backend=backend)
     monkeypatch.setattr(backends, "find_spec", lambda name: None if name == "onnxscript" else object())
     with pytest.raises(ValueError, match=r"needs onnxscript: pip install 'odediff\[onnx\]'"):
         odediff.Sampler(tiny(), plan, backend="onnx")
+
+
+@pytest.mark.parametrize(("name", "nfe", "options", "predict"), CASES[:4])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_the_kernel_draws_what_torch_draws(monkeypatch, name, nfe, options, predict, labelled):
+    """In triton's interpreter; on a GPU the same loop runs the compiled kernel."""
+    if "guidance" in predict and not labelled:
+        pytest.skip("guidance needs labels")
+    interpreted = kernel_modules.load("interpreter").stage
+    model, plan, label = tiny(4), odediff.plan(name, LINEAR, nfe, **options), [0, 3, 1] if labelled else None
+    want = odediff.Sampler(model, plan, **predict)(n=3, seed=1, label=label)
+    monkeypatch.setitem(sys.modules, "odediff.kernels.stage", interpreted)
+    monkeypatch.setattr("odediff.sampling.choose", lambda backend, given: (backend, "asked for"))
+    got = odediff.Sampler(model, plan, **predict, backend="triton")(n=3, seed=1, label=label)
+    torch.testing.assert_close(got, want, rtol=0, atol=3e-6)
 
 
 @cuda
