@@ -4,6 +4,7 @@ import importlib.util
 import subprocess
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -298,3 +299,37 @@ def test_a_graph_that_does_not_do_what_it_says_is_an_error(tmp_path, files):
     onnx.save(made, tmp_path / "n.onnx")
     with pytest.raises(ProviderError, match="n.onnx"):
         load(tmp_path / "n.onnx")(np.zeros((1, 2, 4, 6), np.float32), 1.0)
+
+
+def test_a_file_that_was_overwritten_since_it_was_loaded_does_not_run(files, tmp_path):
+    path = tmp_path / "s.onnx"
+    path.write_bytes((files / "sampler.onnx").read_bytes())
+    late, running = load(path), load(path)
+    want = running.run(2, 1)
+    odediff.export(load(files / "net.onnx"), path, "ddim", 3)
+    with pytest.raises(ValueError, match=r"s\.onnx was overwritten since it was loaded; load it again"):
+        late.run(2, 1)
+    np.testing.assert_array_equal(running.run(2, 1), want)
+    assert load(path).nfe == 3
+
+
+def test_guidance_in_the_file_asks_for_a_label(tmp_path):
+    odediff.export(tiny(4), tmp_path / "s.onnx", "ddim", 3, guidance=2.0)
+    with pytest.raises(ValueError, match=r"the file has guidance = 2 and needs label="):
+        load(tmp_path / "s.onnx").run(2, 1)
+
+
+def test_whole_numbers_are_no_state(files):
+    with pytest.raises(ValueError, match="x has dtype int64, expected floating-point"):
+        load(files / "net.onnx")(np.ones((1, 2, 4, 6), np.int64), 3.0)
+
+
+@pytest.mark.parametrize("provider", ["cpu", "openvino"])
+def test_threads_share_a_session(files, provider):
+    if provider == "openvino":
+        pytest.importorskip("openvino")
+    file = load(files / "sampler.onnx", provider=provider, threads=1)
+    want = [file.run(4, seed) for seed in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(lambda seed: file.run(4, seed), range(8)))
+    np.testing.assert_allclose(got, want, atol=1e-6)
