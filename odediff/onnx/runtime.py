@@ -48,8 +48,8 @@ class File:
         return _session(*self._read, self.options)
 
     def _state(self) -> tuple[str, int, int]:
-        """The file, when it changed, its size."""
-        file = self.path.resolve()
+        """The file, by its own name and not a link's target, beside which its data may not be; its time and size."""
+        file = self.path.absolute()
         stat = file.stat()
         return str(file), stat.st_mtime_ns, stat.st_size
 
