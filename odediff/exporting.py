@@ -40,11 +40,12 @@ except ModuleNotFoundError as error:
 
 from .onnx.describing import described
 from .onnx.graph import LARGEST, body_of, opset_in
+from .onnx.inlined import Network, network_graph
 from .onnx.live import peak_bytes
 from .onnx.network import bare, traced
 from .onnx.quantize import quantized, recorded
 from .onnx.rewriting import simplify
-from .onnx.sampler import FORMS, Network, sampler_graph
+from .onnx.sampler import FORMS, sampler_graph
 
 UNROLLED = 12  # rows up to which a sampler is unrolled if no form is named
 CALIBRATION = 16  # samples that int8 is calibrated on if not told
@@ -124,7 +125,7 @@ def export(
     ValueError: bad options, a network that cannot be traced.  ParityError: the file is off; nothing is left of it.
     """
     begin, path = time.perf_counter(), Path(path)
-    _check_model(model)
+    _check_model(model, opset)
     plan = _plan(model, solver, nfe, grid, eta, options)
     predict: dict[str, Any] = {"guidance": guidance, "clip": clip, "threshold": threshold, "clip_eps": clip_eps}
     form, why = _form(form, plan, target)
@@ -142,7 +143,9 @@ def export(
         feeds = recorded(cast(nn.Module, model.net), net.proto, run)
         net = net._replace(proto=quantized(net.proto, feeds, zero_point=target == "onnxruntime"))
     made = net.proto
-    if plan is not None and prediction is not None and form is not None:
+    if plan is None and isinstance(model, OnnxModel):
+        made = network_graph(net, model, batch)
+    elif plan is not None and prediction is not None and form is not None:
         made = sampler_graph(net, plan, prediction, form=form, batch=batch)
         memory = memory and memory + 4 * (plan.depth + 3) * prod(model.shape)
     sampled = {} if plan is None else {"plan": plan.to_json(), "form": form, "prediction_options": predict}
@@ -157,10 +160,14 @@ def export(
     return Exported(path, form, why, precision, opset, nodes, size, gap, bound, seconds)
 
 
-def _check_model(model: object) -> None:
+def _check_model(model: object, opset: int | None) -> None:
     if not isinstance(model, (Model, OnnxModel)):
         has = "a sampler's file, which has its solver" if isinstance(model, OnnxSampler) else f"{model!r:.60}"
         raise ValueError(f"export takes an odediff.Model or a network's file, got {has}; odediff.load reads a model")
+    if isinstance(model, OnnxModel) and opset not in (None, own := model.summary.opsets.get("")):
+        raise ValueError(
+            f"opset = {opset}, but {model.path} is in {own}, in which its sampler is written; leave it out"
+        )
 
 
 def _plan(
@@ -235,12 +242,13 @@ def _network(
     rows = None if batch is None else 2 * batch if guided else batch
     if isinstance(model, OnnxModel):
         if model.about.batch not in (None, rows):
-            raise ValueError(f"{model.path} takes batches of {model.about.batch}; this sampler calls it with {rows}")
+            half = " / 2, since guidance calls it with both halves" if guided else ""
+            raise ValueError(f"{model.path} takes batches of {model.about.batch}, got batch = {batch}; give that{half}")
         made, names = onnx.load(model.path), model.names
     else:
         made = traced(model, opset=opset, batch=rows, precision="fp32" if precision == "int8" else precision)
         names = {one.name: one.name for one in (*made.graph.input, *made.graph.output)}
-    return Network(made, names), peak_bytes(made) * (2 if guided else 1)
+    return Network(made, names), peak_bytes(made, names["sample"]) * (2 if guided else 1)
 
 
 def _calibrate(model: Model, plan: Plan | None, predict: dict[str, Any], n: int, batch: int | None) -> None:

@@ -361,6 +361,7 @@ def test_the_metadata_refuses_what_odediff_does_not_write(tmp_path):
         ("batch", -1),
         ("prediction", "noise"),
         ("memory", True),
+        ("memory", -1),
         ("plan", "{}"),
         ("num_classes", 0),
         ("format", "odediff-onnx-9"),
