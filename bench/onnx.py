@@ -1,6 +1,6 @@
 """Exported files against torch: the same samples drawn in many ways, alternately in one run, after a gate.
 
-    python bench/onnx.py                                    mnist and a U-Net of CIFAR-10's size: an hour on one core
+    python bench/onnx.py                                    two trained networks and a U-Net of CIFAR-10's size: an hour
     python bench/onnx.py --models mnist --repeats 5
     python bench/onnx.py --quality ../shared/data           Frechet distance of int8 beside fp32, into the same results
     python bench/onnx.py --short --out /tmp                 seconds: the gate and the format, on a tiny network
@@ -49,7 +49,7 @@ from odediff.plans import Plan
 NFE = 20
 SEED = 20
 BASES = ("diffusers", "eager")  # of the ratios, and of the gate
-REPEATS = {"mnist": {1: 21, 16: 11}, "cifar": {1: 5, 16: 2}, "tiny": {}}
+REPEATS = {"fashion": {1: 21, 16: 11}, "mnist": {1: 21, 16: 11}, "cifar": {1: 5, 16: 2}, "tiny": {}}
 DIFFUSERS = 5e-5  # its table is float32: coefficients, and with them images, differ from float64's by more than 1e-5
 FIXED = {"fixed": True}
 CPU = [
@@ -73,10 +73,12 @@ class RedGateError(RuntimeError):
 
 
 def model_of(name: str) -> odediff.Model:
-    """The bundled model, or a network with random weights: "cifar", that of Ho et al. 2020 (35.7M), or "tiny"."""
+    """ "mnist" is bundled, "fashion" in bench/networks; random weights: "cifar", Ho et al. 2020 (35.7M), and "tiny"."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "mnist":
         return odediff.load(name, device=device)
+    if name == "fashion":
+        return odediff.load(Path(__file__).parent / "networks" / name, device=device)
     torch.manual_seed(SEED)
     small = {"block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 8}
     small |= {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
@@ -253,7 +255,9 @@ def pin() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["mnist", "cifar"], choices=("mnist", "cifar"))
+    parser.add_argument(
+        "--models", nargs="+", default=["fashion", "mnist", "cifar"], choices=("fashion", "mnist", "cifar")
+    )
     parser.add_argument("--ways", nargs="+", metavar="RUNS", help="only these, of those that `onnx_ways.Way` names")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--repeats", type=int, help="rounds; else by model and batch")

@@ -134,10 +134,10 @@ def measured(ratios, rms=1e-6):
 @pytest.mark.parametrize("missed", range(5))
 def test_bars_pass_at_the_bar_and_miss_below(missed):
     ratios = np.array([1.4, 1.4 * 0.951, 1.9, 3.0])
-    passing = onnx_page.bars(measured(ratios))
+    passing = onnx_page.bars(measured(ratios), "mnist")
     assert [line.split(":")[0] for line in passing] == ["- pass"] * 5
     short = ratios * np.where(np.arange(4) == missed, 0.99, 1) * np.where((np.arange(4) == 1) & (missed == 0), 0.99, 1)
-    lines = onnx_page.bars(measured(short, 2e-5 if missed == 4 else 1e-6))
+    lines = onnx_page.bars(measured(short, 2e-5 if missed == 4 else 1e-6), "mnist")
     assert [line.startswith("- MISS") for line in lines] == [k == missed for k in range(5)]
 
 
