@@ -14,6 +14,7 @@ NAMES = {
     "cifar": "A U-Net of CIFAR-10's size",
     "tiny": "A tiny network",
 }
+Case = dict[str, Any]
 BARRED = {"fashion": "set for a network of 1M parameters", "mnist": "on the bundled model, of 1.7M"}
 
 
