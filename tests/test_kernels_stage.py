@@ -14,7 +14,7 @@ from torch import Tensor
 
 from odediff.noise import normal
 from odediff.philox import Streams
-from odediff.step import advance, guided, limited, mix
+from odediff.step import advance_, guided, limited, mix
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 MARGIN = 600  # more than the elements of one program
@@ -99,7 +99,9 @@ def expected(
     else:
         d = mix(v["p"], x, v["q"], out)
     b = [v[f"b{j}"] for j in range(len(history) + 1)]
-    return d, advance(x, v["a"], b, [d, *history], v["c"], None if z is None else z.double())
+    terms = [(weight, y) for weight, y in zip(b, [d, *history], strict=False) if weight]
+    terms += [] if z is None else [(v["c"], z.double())]
+    return d, advance_(x.clone(), v["a"], terms)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
