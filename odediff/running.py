@@ -55,7 +55,7 @@ def finish(model: Model, x: Tensor) -> Tensor:
 
 
 def _not_finite(x: Tensor) -> int:
-    """How many entries are not finite: none if their sum is, which reads x once; a sum may overflow, so it is no proof."""
+    """How many entries are not finite. All are if their sum is, which reads x once; else it may have overflowed."""
     return 0 if math.isfinite(x.detach().sum().item()) else int((~torch.isfinite(x)).sum())
 
 
