@@ -56,6 +56,13 @@ def exact_float32() -> None:
     torch.backends.cudnn.allow_tf32 = False
 
 
+def pin() -> None:
+    """One thread of this process and its children on one core."""
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    os.environ |= {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    torch.set_num_threads(1)
+
+
 def write_block(name: str, text: str, page: Path = README) -> None:
     """Put text between `<!-- name -->` and `<!-- /name -->` of a page. ValueError: the page has no such block."""
     block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)

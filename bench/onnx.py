@@ -37,17 +37,16 @@ import numpy as np
 import onnx_page
 import onnx_ways
 import torch
-from common import RESULTS, environment, exact_float32, write
+from common import RESULTS, environment, exact_float32, pin, write
+from networks import SEED, model_of
 from onnx_ways import Array, Ready, Way
 from tqdm import tqdm
 
 import odediff
-from odediff.nn import UNet, unet_config
 from odediff.parity import BOUNDS, ParityError
 from odediff.plans import Plan
 
 NFE = 20
-SEED = 20
 BASES = ("diffusers", "eager")  # of the ratios, and of the gate
 REPEATS = {"fashion": {1: 21, 16: 11}, "mnist": {1: 21, 16: 11}, "cifar": {1: 5, 16: 2}, "tiny": {}}
 DIFFUSERS = 5e-5  # its table is float32: coefficients, and with them images, differ from float64's by more than 1e-5
@@ -70,21 +69,6 @@ Rows = list[dict[str, Any]]
 
 class RedGateError(RuntimeError):
     """A way does not draw what eager torch draws."""
-
-
-def model_of(name: str) -> odediff.Model:
-    """ "mnist" is bundled, "fashion" in bench/networks; random weights: "cifar", Ho et al. 2020 (35.7M), and "tiny"."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "mnist":
-        return odediff.load(name, device=device)
-    if name == "fashion":
-        return odediff.load(Path(__file__).parent / "networks" / name, device=device)
-    torch.manual_seed(SEED)
-    small = {"block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 8}
-    small |= {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
-    more, shape = ({}, (3, 32, 32)) if name == "cifar" else (small, (1, 8, 8))
-    net = UNet(**unet_config("l", in_channels=shape[0], sample_size=shape[1], **more)).to(device)
-    return odediff.Model(net, schedule=odediff.schedule.linear(), prediction="v", shape=shape)
 
 
 def files(
@@ -246,18 +230,10 @@ def add(cases: list[dict[str, Any]], name: str, folder: Path, **more: Any) -> di
     return data
 
 
-def pin() -> None:
-    """One thread of this process and its children on one core."""
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    os.environ |= {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-    torch.set_num_threads(1)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--models", nargs="+", default=["fashion", "mnist", "cifar"], choices=("fashion", "mnist", "cifar")
-    )
+    models = ["fashion", "mnist", "cifar"]
+    parser.add_argument("--models", nargs="+", default=models, choices=models)
     parser.add_argument("--ways", nargs="+", metavar="RUNS", help="only these, of those that `onnx_ways.Way` names")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--repeats", type=int, help="rounds; else by model and batch")

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ class Model:
     def _tensor(self) -> Tensor | None:
         if not isinstance(self.net, nn.Module):
             return None
-        return next((t for t in (*self.net.parameters(), *self.net.buffers()) if t.is_floating_point()), None)
+        return next((t for t in chain(self.net.parameters(), self.net.buffers()) if t.is_floating_point()), None)
 
     @property
     def device(self) -> torch.device:
@@ -127,10 +128,11 @@ class Model:
         ValueError: the output is no tensor of x's shape (a network with learned variance has twice the channels), or a
         label for an unconditional model.
         """
+        dtype = self.dtype or x.dtype
         # a float16 or bfloat16 time would lose steps
-        kind = torch.int64 if self.integer_times else torch.promote_types(self.dtype or x.dtype, torch.float32)
+        kind = torch.int64 if self.integer_times else torch.promote_types(dtype, torch.float32)
         times = torch.full((len(x),), t, dtype=kind, device=x.device)
-        x_in = x if self.dtype is None else x.to(self.dtype)
+        x_in = x.to(dtype)
         if self.num_classes is not None:
             label = torch.full((len(x),), self.num_classes, device=x.device) if label is None else label
             out = self.net(x_in, times, label)

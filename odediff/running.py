@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -34,7 +35,7 @@ def start(model: Model, scale: float, noise: Tensor | None, n: int | None, seed:
         raise ValueError(f"n = {n}, but noise holds {len(noise)} samples; leave n out")
     if not noise.is_floating_point():
         raise ValueError(f"noise has dtype {noise.dtype}, expected a floating-point tensor")
-    if not bool(torch.isfinite(noise).all()):
+    if _not_finite(noise):
         raise ValueError("noise holds values that are not finite; draw it anew")
     batch = streams(seed, len(noise))
     double = torch.float64 in (noise.dtype, model.dtype)
@@ -43,14 +44,19 @@ def start(model: Model, scale: float, noise: Tensor | None, n: int | None, seed:
 
 
 def finish(model: Model, x: Tensor) -> Tensor:
-    """x clamped to the model's range, if it has one. FloatingPointError: entries that are not finite."""
-    bad = int((~torch.isfinite(x)).sum())
+    """x clamped in place to the model's range, if it has one. FloatingPointError: entries that are not finite."""
+    bad = _not_finite(x)
     if bad:
         raise FloatingPointError(
             f"{bad} of {x.numel()} values are not finite: the network returned NaN or inf, or the plan diverged; "
             "try more evaluations or a lower-order solver"
         )
-    return x if model.range is None else x.clamp(*model.range)
+    return x if model.range is None else x.clamp_(*model.range)
+
+
+def _not_finite(x: Tensor) -> int:
+    """How many entries are not finite. All are if their sum is, which reads x once; else it may have overflowed."""
+    return 0 if math.isfinite(x.detach().sum().item()) else int((~torch.isfinite(x)).sum())
 
 
 @contextmanager

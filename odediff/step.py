@@ -128,8 +128,11 @@ def advance_(x: Tensor, a: float, terms: Sequence[tuple[float, Tensor]]) -> Tens
 
     Tensors of x's shape that do not share its memory, of x's dtype or a narrower one.
     """
+    if x.numel() <= 2 * BLOCK or x.device.type != "cpu":
+        _advance_block(x, a, terms)
+        return x
     tensors = [x, *(y for _, y in terms)]
-    if x.numel() <= 2 * BLOCK or x.device.type != "cpu" or not all(y.is_contiguous() for y in tensors):
+    if not all(y.is_contiguous() for y in tensors):
         _advance_block(x, a, terms)
         return x
     parts = [y.view(-1).split(BLOCK) for y in tensors]

@@ -606,3 +606,13 @@ def test_a_pickle_is_never_unpickled(name: str, how: str, folder: Path) -> None:
         with pytest.raises(ValueError, match=name):
             odediff.load(folder, net=net)
     assert not victim.exists()
+
+
+def test_the_dtype_is_that_of_the_first_floating_tensor_and_no_later_one_is_looked_at():
+    class Net(nn.Module):
+        def parameters(self, recurse=True):
+            yield torch.zeros(1, dtype=torch.int64)
+            yield torch.zeros(1, dtype=torch.float64)
+            raise AssertionError("looked further")
+
+    assert odediff.Model(Net(), schedule=odediff.schedule.linear(), shape=(1, 2, 2)).dtype == torch.float64

@@ -15,6 +15,7 @@ from odediff import Sampler, plan, sample
 from odediff import schedule as schedules
 from odediff.noise import normal
 from odediff.philox import Seed, streams
+from odediff.running import finish
 from odediff.schedule import Array, Schedule
 from odediff.spaces import SPACES, space_pair
 
@@ -532,3 +533,19 @@ def test_the_result_lives_with_the_network_in_float32_or_wider(dtype: torch.dtyp
         assert x.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         assert x.device.type == device and not x.requires_grad
     assert sample(wrapped, "ddpm", 5, noise=unit()).dtype == torch.float64
+
+
+def test_large_values_that_are_finite_are_no_error_though_their_sum_overflows():
+    plan = odediff.plan("ddim", odediff.schedule.linear(), 2)
+    model = odediff.Model(
+        lambda x, t: 0 * x, schedule=odediff.schedule.linear(), prediction="x0", shape=(2, 3, 3), range=None
+    )
+    noise = torch.full((2, 2, 3, 3), 6e4, dtype=torch.float16)
+    assert not torch.isfinite(noise.sum())
+    assert torch.equal(odediff.Sampler(model, plan)(noise), torch.zeros(2, 2, 3, 3))
+    big = torch.full((4,), 3e38)
+    assert not torch.isfinite(big.sum())
+    assert torch.equal(finish(model, big), big)
+    for bad in ([math.inf, 0.0], [math.inf, -math.inf], [math.nan, 3e38]):
+        with pytest.raises(FloatingPointError, match=f"{sum(not math.isfinite(v) for v in bad)} of 2 values"):
+            finish(model, torch.tensor(bad))
