@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 from torch import nn
 
@@ -23,8 +21,8 @@ from . import __version__, parity
 from .adaptive import is_torchdiffeq
 from .choices import unknown
 from .model import Model
-from .onnx.metadata import KEY, About
-from .onnx.runtime import OnnxModel
+from .onnx.metadata import KEY
+from .onnx.runtime import OnnxModel, OnnxSampler
 from .onnx.targets import RANGE, opset_of
 from .plans import Plan
 from .prediction import Clip, Prediction
@@ -32,17 +30,22 @@ from .sampling import Sampler, compiled
 
 try:
     import onnx
+    import onnxruntime  # noqa: F401
+    import onnxscript  # noqa: F401
     from onnx import helper
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"odediff.export needs {error.name}: pip install 'odediff[onnx]'", name=error.name
     ) from None
 
+from .onnx.describing import described
 from .onnx.graph import LARGEST, body_of, opset_in
+from .onnx.inlined import Network, network_graph
 from .onnx.live import peak_bytes
 from .onnx.network import bare, traced
 from .onnx.quantize import quantized, recorded
-from .onnx.sampler import FORMS, Network, sampler_graph
+from .onnx.rewriting import simplify
+from .onnx.sampler import FORMS, sampler_graph
 
 UNROLLED = 12  # rows up to which a sampler is unrolled if no form is named
 CALIBRATION = 16  # samples that int8 is calibrated on if not told
@@ -122,8 +125,9 @@ def export(
     ValueError: bad options, a network that cannot be traced.  ParityError: the file is off; nothing is left of it.
     """
     begin, path = time.perf_counter(), Path(path)
+    _check_model(model, opset)
     plan = _plan(model, solver, nfe, grid, eta, options)
-    predict = {"guidance": guidance, "clip": clip, "threshold": threshold, "clip_eps": clip_eps}
+    predict: dict[str, Any] = {"guidance": guidance, "clip": clip, "threshold": threshold, "clip_eps": clip_eps}
     form, why = _form(form, plan, target)
     own = model.about.precision if isinstance(model, OnnxModel) else "fp32"
     precision = own if precision is None else precision
@@ -131,50 +135,39 @@ def export(
     _check(model, path, batch, precision, opset, calibration)
     prediction = _prediction(model, plan, predict)
     net, memory = _network(model, opset, batch, precision, prediction)
+    if target == "onnxruntime" and not isinstance(model, OnnxModel):
+        simplify(net.proto)
+    bare(net.proto)
     if precision == "int8" and isinstance(model, Model):
         run = partial(_calibrate, model, plan, predict, CALIBRATION if calibration is None else calibration, batch)
         feeds = recorded(cast(nn.Module, model.net), net.proto, run)
         net = net._replace(proto=quantized(net.proto, feeds, zero_point=target == "onnxruntime"))
     made = net.proto
-    if plan is not None and prediction is not None and form is not None:
+    if plan is None and isinstance(model, OnnxModel):
+        made = network_graph(net, model, batch)
+    elif plan is not None and prediction is not None and form is not None:
         made = sampler_graph(net, plan, prediction, form=form, batch=batch)
         memory = memory and memory + 4 * (plan.depth + 3) * prod(model.shape)
-    about = About(
-        prediction=model.prediction,
-        schedule=dict(model.schedule.identity),
-        shape=model.shape,
-        range=model.range,
-        clip=model.clip,
-        integer_times=model.integer_times,
-        num_classes=model.num_classes,
-        precision=precision,
-        weights=weights_hash(model),
-        license=str(model.info.get("license", "")) if license is None else license,
-        version=__version__,
-        batch=batch,
-        memory=memory,
-        plan=None if plan is None else plan.to_json(),
-        form=form,
-        prediction_options={} if plan is None else predict,
-    )
+    sampled = {} if plan is None else {"plan": plan.to_json(), "form": form, "prediction_options": predict}
+    about = described(model, precision, license=license, batch=batch, memory=memory, **sampled)
     helper.set_model_props(made, {KEY: about.to_json()})
     made.producer_name, made.producer_version = "odediff", __version__
-    gap, size = _write(made, path, external_data, lambda file: parity.gap(file, model, plan, predict, precision))
+    draw = None if plan is None else Sampler(cast(Model, model), plan, **predict)
+    gap, size = _write(made, path, external_data, lambda file: parity.gap(file, model, draw, precision))
     nodes, opset = len(body_of(made).node), opset_in(made)
     seconds = time.perf_counter() - begin
     bound = parity.BOUNDS["out_sample" if plan is None else "images"][precision]
     return Exported(path, form, why, precision, opset, nodes, size, gap, bound, seconds)
 
 
-def weights_hash(model: Model | OnnxModel) -> str:
-    """SHA-256 of a network's weights, their names, types and shapes."""
-    if isinstance(model, OnnxModel):
-        return model.about.weights
-    made = hashlib.sha256()
-    for name, tensor in model.net.state_dict().items() if isinstance(model.net, nn.Module) else ():
-        made.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        made.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return made.hexdigest()
+def _check_model(model: object, opset: int | None) -> None:
+    if not isinstance(model, (Model, OnnxModel)):
+        has = "a sampler's file, which has its solver" if isinstance(model, OnnxSampler) else f"{model!r:.60}"
+        raise ValueError(f"export takes an odediff.Model or a network's file, got {has}; odediff.load reads a model")
+    if isinstance(model, OnnxModel) and opset not in (None, own := model.summary.opsets.get("")):
+        raise ValueError(
+            f"opset = {opset}, but {model.path} is in {own}, in which its sampler is written; leave it out"
+        )
 
 
 def _plan(
@@ -249,14 +242,13 @@ def _network(
     rows = None if batch is None else 2 * batch if guided else batch
     if isinstance(model, OnnxModel):
         if model.about.batch not in (None, rows):
-            raise ValueError(f"{model.path} takes batches of {model.about.batch}; this sampler calls it with {rows}")
+            half = " / 2, since guidance calls it with both halves" if guided else ""
+            raise ValueError(f"{model.path} takes batches of {model.about.batch}, got batch = {batch}; give that{half}")
         made, names = onnx.load(model.path), model.names
     else:
         made = traced(model, opset=opset, batch=rows, precision="fp32" if precision == "int8" else precision)
         names = {one.name: one.name for one in (*made.graph.input, *made.graph.output)}
-    memory = peak_bytes(made) * (2 if guided else 1)
-    bare(made)
-    return Network(made, names), memory
+    return Network(made, names), peak_bytes(made, names["sample"]) * (2 if guided else 1)
 
 
 def _calibrate(model: Model, plan: Plan | None, predict: dict[str, Any], n: int, batch: int | None) -> None:

@@ -1,7 +1,7 @@
 """No file without parity: what was written runs in onnxruntime beside the model in eager torch, on fresh noise.
 
     network    max |file - model| / max(1, max |model|)                               fp32 and fp16
-    sampler    the largest over samples of the RMS of (file - model), images in [-1, 1] or of any range
+    sampler    the largest over samples of RMS(file - model) / max(1, RMS(model's batch))
     int8       both as RMS over the RMS of the model's, all batches together
 
 The model is run as it is, in float32, whatever the file's precision. A sampler's error is a sample's RMS and not one
@@ -15,6 +15,7 @@ a trajectory, which the plan weighs with that little noise.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,9 +25,7 @@ from numpy.typing import NDArray
 
 from .model import Model
 from .onnx import OnnxModel, OnnxSampler, load
-from .plans import Plan
 from .running import evaluating
-from .sampling import Sampler
 
 BOUNDS = {
     "out_sample": {"fp32": 1e-5, "fp16": 2e-3, "int8": 0.2},
@@ -35,6 +34,7 @@ BOUNDS = {
 PRECISIONS = tuple(BOUNDS["images"])
 BATCHES = (1, 2, 5)
 Array = NDArray[np.float32]
+Draw = Callable[..., torch.Tensor]  # (n, seed, label) -> images
 
 
 class ParityError(ValueError):
@@ -49,19 +49,20 @@ class Pair(NamedTuple):
     want: Array
 
 
-def gap(path: Path, model: Model | OnnxModel, plan: Plan | None, options: dict[str, Any], precision: str) -> float:
-    """The largest error of the file on three batches of noise. options: of `Sampler`.
+def gap(path: Path, model: Model | OnnxModel, draw: Draw | None, precision: str) -> float:
+    """The largest error of the file on three batches of noise. draw: the `Sampler` of a sampler's file.
 
     ParityError: it is above the precision's bound; the message names the output, the batch and the value.
     """
     file = load(path)
     rng, pairs = np.random.default_rng(), []
     for n in (file.about.batch,) * 3 if file.about.batch else BATCHES:
-        label = None if model.num_classes is None else rng.integers(0, model.num_classes, n)
         if isinstance(file, OnnxSampler):
-            assert plan is not None
-            pairs.append(_images(file, model, plan, options, n, label, int(rng.integers(2**32))))
+            assert draw is not None
+            label = None if model.num_classes is None else rng.integers(0, model.num_classes, n)
+            pairs.append(_images(file, draw, n, label, int(rng.integers(2**32))))
         else:
+            label = None if model.num_classes is None else rng.integers(0, model.num_classes + 1, n)  # and null
             pairs.append(_outputs(file, model, n, label, rng))
     if precision == "int8":
         got, want = (np.concatenate(arrays) for arrays in ([p.got for p in pairs], [p.want for p in pairs]))
@@ -93,19 +94,19 @@ def _outputs(file: OnnxModel, model: Model | OnnxModel, n: int, label: Any, rng:
     return Pair("out_sample", file(x, t, label), want.cpu().numpy())
 
 
-def _images(
-    file: OnnxSampler, model: Model | OnnxModel, plan: Plan, options: dict[str, Any], n: int, label: Any, seed: int
-) -> Pair:
+def _images(file: OnnxSampler, draw: Draw, n: int, label: Any, seed: int) -> Pair:
     """The samplers' images of a random seed."""
-    want = Sampler(model, plan, **options)(n=n, seed=seed, label=label)  # type: ignore[arg-type]
+    want = draw(n=n, seed=seed, label=label)
     label = label if "label" in file.names else None
     return Pair("images", file.run(n, seed, label=label), want.cpu().numpy())
 
 
 def _error(pair: Pair, precision: str) -> float:
-    apart = np.square(pair.got.astype(np.float64) - pair.want)
+    apart, size = (
+        np.square(array) for array in (pair.got.astype(np.float64) - pair.want, pair.want.astype(np.float64))
+    )
     if precision == "int8":
-        return float(np.sqrt(apart.mean() / np.square(pair.want.astype(np.float64)).mean()))
+        return float(np.sqrt(apart.mean() / size.mean()))
     if pair.name == "images":
-        return float(np.sqrt(apart.reshape(len(apart), -1).mean(1)).max())
+        return float(np.sqrt(apart.reshape(len(apart), -1).mean(1).max() / max(1.0, size.mean())))
     return float(np.sqrt(apart.max()) / max(1.0, np.abs(pair.want).max()))

@@ -113,30 +113,41 @@ class Prediction:
 
         label: from `checked_label`. ValueError: more or fewer labels than samples, or guidance without label.
         """
-        model, g = self.model, self.guidance
+        model, labels = self.model, self.labels(label, x)
+        if labels is None:
+            return model
+        if len(labels) == len(x):
+            return lambda x, t: model(x, t, labels)
+        weight = self.guidance or 0.0
+
+        def evaluate(x: Tensor, t: float) -> Tensor:
+            unconditional, conditional = model(torch.cat([x, x]), t, labels).chunk(2)
+            return guided(unconditional, conditional, weight)
+
+        return evaluate
+
+    def labels(self, label: Tensor | None, x: Tensor) -> Tensor | None:
+        """The labels of one evaluation of x (n, ...): (n,), or (2 n,) if guided, the null half first; None: no labels.
+
+        label: from `checked_label`. ValueError: as `network`.
+        """
+        g = self.guidance
         if label is None:
             if g is not None:
                 raise ValueError(f"guidance = {g:g} needs label=..., the class to guide to; or leave guidance out")
-            return model
+            return None
         if label.ndim and len(label) != len(x):
             raise ValueError(f"{len(label)} labels for {len(x)} samples; give one for each, or one for all")
         label = label.expand(len(x)).to(x.device)
         if g is None or g == 1:
-            return lambda x, t: model(x, t, label)
-        if g == 0:
-            return model
-        both = torch.cat([torch.full_like(label, model.num_classes or 0), label])
+            return label
+        null = torch.full_like(label, self.model.num_classes or 0)
+        return null if g == 0 else torch.cat([null, label])
 
-        def evaluate(x: Tensor, t: float) -> Tensor:
-            unconditional, conditional = model(torch.cat([x, x]), t, both).chunk(2)
-            return guided(unconditional, conditional, g)
-
-        return evaluate
-
-    def d(self, x: Tensor, out: Tensor, row: Row) -> Tensor:
-        """The prediction in the row's space, a new tensor."""
+    def d(self, x: Tensor, out: Tensor, row: Row, into: Tensor | None = None) -> Tensor:
+        """The prediction in the row's space, a new tensor, or `into`."""
         if self.limits is None:
-            return mix(row.to_d[0], x, row.to_d[1], out)
+            return mix(row.to_d[0], x, row.to_d[1], out, into)
         m, p, q = row.back
         return limited(m, self.x0(x, out, row), p, x, q, out)
 

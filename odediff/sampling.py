@@ -8,19 +8,22 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 from tqdm import tqdm
 
 from . import adaptive
+from .backends import choose, runner
 from .choices import nearest, unknown
+from .graph import Recorder
 from .model import Model
 from .noise import normal
-from .philox import Seed
+from .philox import Seed, Streams
 from .plans import Plan
 from .prediction import Clip, Label, Prediction, checked_label, implied_count
 from .running import evaluating, finish, start
-from .step import advance
+from .step import advance_, shares_memory, steps
 
 Callback = Callable[[int, Tensor, Tensor], None]
 
@@ -36,9 +39,12 @@ class Sampler:
         for the model's own setting.  threshold: dynamic thresholding in its place, the quantile, such as 0.995.
     clip_eps: "recompute", or "keep" the network's own eps beside the limited x0, as diffusers' DDIM does by default;
         for one-step methods only.  Formulas: `odediff.prediction`.
+    backend: "torch", "compile", "onnx", "triton", "cudagraph" or "auto", see `odediff.backends`; `.backend` and `.why`
+        say which one runs, and why. A callback is called by all of them; triton and cudagraph then run as torch does.
     ValueError: the plan was compiled for another schedule, has fractional times for a network that knows whole ones
     only, or the network's prediction is singular at a row; clip=True or a threshold for a model without a range, both
-    at a time, guidance of an unconditional model, "keep" where a row reads earlier predictions.
+    at a time, guidance of an unconditional model, "keep" where a row reads earlier predictions; a backend that the
+    model or the machine does not have.
     """
 
     def __init__(
@@ -50,6 +56,7 @@ class Sampler:
         clip: Clip = None,
         threshold: float | None = None,
         clip_eps: str = "recompute",
+        backend: str = "torch",
     ) -> None:
         if not hasattr(model, "integer_times") or not isinstance(plan, Plan):
             raise ValueError(
@@ -67,8 +74,13 @@ class Sampler:
             raise ValueError(
                 f"the network knows whole times only, the plan has t = {fractional[0]:.3f}; use plan(..., snap=True)"
             )
-        self.prediction = Prediction(model, guidance=guidance, clip=clip, threshold=threshold, clip_eps=clip_eps)
+        self.backend, self.why = choose(backend, model)
+        runs = runner(self.backend, model)
+        self.prediction = Prediction(runs, guidance=guidance, clip=clip, threshold=threshold, clip_eps=clip_eps)
         self._rows = self.prediction.of_plan(plan)
+        to_d = [row.to_d for row in self._rows]
+        self._steps = steps(plan.a, plan.b, plan.c, to_d, self.prediction.limits is not None)
+        self._recorder = Recorder(self._recorded) if self.backend == "cudagraph" else None
 
     def __call__(
         self,
@@ -96,19 +108,62 @@ class Sampler:
             raise ValueError(f"callback = {callback!r} must be callable as callback(i, x, x0)")
         label = checked_label(model, label)
         x, batch = start(model, plan.prior_scale, noise, implied_count(label, n, noise), seed)
-        network, predict = self.prediction.network(label, x), self.prediction
-        coefficients = zip(plan.t.tolist(), plan.a.tolist(), plan.b.tolist(), plan.c.tolist(), strict=True)
-        history: list[Tensor] = []
+
+        def z(i: int) -> Tensor:
+            return normal(batch, i + 1, model.shape, device=x.device, dtype=x.dtype)
+
         with evaluating(model), tqdm(total=plan.nfe, disable=not progress, desc=plan.method, unit="eval") as bar:
-            for i, ((t, a, b, c), row) in enumerate(zip(coefficients, self._rows, strict=True)):
-                out = network(x, t)
-                history = [predict.d(x, out, row), *history[: plan.depth - 1]]
-                z = normal(batch, i + 1, model.shape, device=x.device, dtype=x.dtype) if c else None
-                old, x = x, advance(x, a, b, history, c, z)
-                if callback is not None:
-                    callback(i, x.clone(), predict.x0(old, out, row))
-                bar.update()
+            if self._recorder is not None and callback is None:
+                label = None if label is None else label.expand(len(x)).to(x.device)
+                x = self._recorder(x, label, [z(i) for i in np.flatnonzero(plan.c).tolist()])
+                bar.update(plan.nfe)
+            elif self.backend == "triton" and callback is None:
+                x = self._staged(x, label, batch, bar)
+            else:
+                self._loop(x, label, z, callback, bar)
         return finish(model, x)
+
+    def _loop(
+        self, x: Tensor, label: Tensor | None, z: Callable[[int], Tensor], callback: Callback | None, bar: tqdm[Any]
+    ) -> None:
+        """All rows, on x in place. z: the noise of a row."""
+        plan, predict = self.plan, self.prediction
+        network = predict.network(label, x)
+        past: list[Tensor] = [torch.empty_like(x) for _ in range(plan.depth if any(s.keep for s in self._steps) else 0)]
+        for i, (t, row, step) in enumerate(zip(plan.t.tolist(), self._rows, self._steps, strict=True)):
+            out = network(x, t)
+            if shares_memory(out, x):  # a network that gives back its input
+                out = out.clone()
+            x0 = x if callback is None else predict.x0(x, out, row)
+            if step.keep:
+                past[i % len(past)] = predict.d(x, out, row, past[i % len(past)])
+            terms = [(w, out if k is None else past[(i - k) % len(past)]) for w, k in step.terms]
+            if step.c:
+                terms.append((step.c, z(i)))
+            advance_(x, step.a, terms)
+            if callback is not None:
+                callback(i, x.clone(), x0)
+            bar.update()
+
+    def _staged(self, x: Tensor, label: Tensor | None, batch: Streams, bar: tqdm[Any]) -> Tensor:
+        """All rows, each in one kernel; the network is called as it is."""
+        from .kernels.stage import Stage
+
+        stage, labels = Stage(self.prediction, self.plan, len(x)), self.prediction.labels(label, x)
+        if labels is None and self.model.num_classes is not None:
+            labels = torch.full((len(stage.times),), self.model.num_classes, device=x.device)
+        stage.begin(x, batch)
+        for _ in range(self.plan.nfe):
+            out = self.model.net(stage.input, stage.times, *(() if labels is None else (labels,)))
+            stage(getattr(out, "sample", out).contiguous())
+            bar.update()
+        return stage.x
+
+    def _recorded(self, x: Tensor, label: Tensor | None, noise: list[Tensor]) -> None:
+        """The loop as it is recorded: noise that is drawn beforehand, no callback."""
+        drawn = dict(zip(np.flatnonzero(self.plan.c).tolist(), noise, strict=True))
+        with tqdm(disable=True) as bar:
+            self._loop(x, label, drawn.__getitem__, None, bar)
 
 
 def sample(

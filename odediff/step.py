@@ -2,7 +2,7 @@
 
     d = p x + q out                                            out: what the network returned
     d = m x0' + p x + q out                                    x0': the predicted x0 kept within limits
-    x' = a x + sum_j b_j d_j + c z
+    x' = a x + sum_j b_j d_j + c z                             in place
 
 Coefficients are Python floats (float64); the state is float32, or float64 for proofs. Casts of the state happen here
 only.
@@ -11,6 +11,7 @@ only.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from .schedule import Array
 from .spaces import space_pair
 
 Rows = list[tuple[float, float]]
+BLOCK = 2**16  # numbers at a time, which stay in a core's cache between two operations
 
 
 def conversion(prediction: str, space: str | tuple[Array, Array], alpha: Array, sigma: Array) -> Rows:
@@ -46,9 +48,17 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def mix(p: float, x: Tensor, q: float, out: Tensor) -> Tensor:
-    """p x + q out, in the state's dtype."""
-    return torch.mul(out.to(x.dtype), q).add_(x, alpha=p)
+def mix(p: float, x: Tensor, q: float, out: Tensor, into: Tensor | None = None) -> Tensor:
+    """p x + q out, in the state's dtype; a new tensor, or `into`, which is neither of the two."""
+    into, out = torch.empty_like(x) if into is None else into, out.to(x.dtype)
+    if into.numel() <= 2 * BLOCK or x.device.type != "cpu" or not (x.is_contiguous() and out.is_contiguous()):
+        torch.mul(out, q, out=into)
+        return into.add_(x, alpha=p) if p else into
+    for d, y, z in zip(*(part.view(-1).split(BLOCK) for part in (into, out, x)), strict=True):
+        torch.mul(y, q, out=d)
+        if p:
+            d.add_(z, alpha=p)
+    return into
 
 
 def guided(unconditional: Tensor, conditional: Tensor, weight: float) -> Tensor:
@@ -77,14 +87,60 @@ def limited(m: float, x0: Tensor, p: float, x: Tensor, q: float, out: Tensor) ->
     return d.add_(out.to(x.dtype), alpha=q) if q else d
 
 
-def advance(
-    x: Tensor, a: float, b: Sequence[float], history: Sequence[Tensor], c: float = 0.0, z: Tensor | None = None
-) -> Tensor:
-    """a x + sum_j b_j d_j + c z as a new tensor; history: newest first, only those with b_j != 0 are read."""
-    out = x.mul(a)
-    for weight, d in zip(b, history, strict=False):
-        if weight:
-            out.add_(d, alpha=weight)
-    if z is not None:
-        out.add_(z, alpha=c)
-    return out
+class Step(NamedTuple):
+    """A row as the loop runs it: x' = a x + sum w_k y_k, where y_k is d[i-k] for k in `back`, the output for None.
+
+    p, q: of d = p x + q out, which is only made if a later row reads it or limits ask for it (`keep`). Where it is not,
+    its weight b has moved to x and the output: x' = (a + b p) x + (b q) out + ..
+    """
+
+    keep: bool
+    p: float
+    q: float
+    a: float
+    terms: tuple[tuple[float, int | None], ...]
+    c: float
+
+
+def steps(a: Array, b: Array, c: Array, to_d: Rows, limited: bool) -> list[Step]:
+    """The rows of a table (S,), (S, K), (S,) with as few terms as they can have."""
+    made = []
+    for i, (p, q) in enumerate(to_d):
+        later = any(b[i + k, k] for k in range(1, min(b.shape[1], len(b) - i)))
+        weight = float(b[i, 0])
+        past = tuple((float(b[i, k]), k) for k in range(1, b.shape[1]) if b[i, k])
+        if later or limited:
+            own: tuple[tuple[float, int | None], ...] = ((weight, 0),) if weight else ()
+            made.append(Step(True, p, q, float(a[i]), own + past, float(c[i])))
+        else:
+            own = ((weight * q, None),) if weight else ()
+            made.append(Step(False, p, q, float(a[i]) + weight * p, own + past, float(c[i])))
+    return made
+
+
+def shares_memory(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors lie in the same storage."""
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+
+
+def advance_(x: Tensor, a: float, terms: Sequence[tuple[float, Tensor]]) -> Tensor:
+    """x <- a x + sum w y in place, block by block on a CPU, so that x is read from memory and written once.
+
+    Tensors of x's shape that do not share its memory, of x's dtype or a narrower one.
+    """
+    tensors = [x, *(y for _, y in terms)]
+    if x.numel() <= 2 * BLOCK or x.device.type != "cpu" or not all(y.is_contiguous() for y in tensors):
+        _advance_block(x, a, terms)
+        return x
+    parts = [y.view(-1).split(BLOCK) for y in tensors]
+    weights = [w for w, _ in terms]
+    for block, *others in zip(*parts, strict=True):
+        _advance_block(block, a, list(zip(weights, others, strict=True)))
+    return x
+
+
+def _advance_block(x: Tensor, a: float, terms: Sequence[tuple[float, Tensor]]) -> None:
+    if a != 1.0:
+        x.mul_(a)
+    for weight, y in terms:
+        x.add_(y, alpha=weight)

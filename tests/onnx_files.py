@@ -165,8 +165,15 @@ def everything() -> ModelProto:
     model.graph.initializer.append(helper.make_tensor("t", TensorProto.STRING, [2], ["one", "three"]))
     model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [3]))
     model.graph.input.append(helper.make_tensor_value_info("n", TensorProto.INT32, []))
-    model.graph.input.append(helper.make_tensor_value_info("u", TensorProto.BFLOAT16, [None, 4, -1, 0]))
-    model.graph.output.append(helper.make_tensor_sequence_value_info("q", TensorProto.FLOAT, [3]))
+    model.graph.input.append(helper.make_tensor_value_info("u", TensorProto.BFLOAT16, [None, 4, -1, 0, ""]))
+    tensor = helper.make_tensor_type_proto(TensorProto.FLOAT, [3])
+    for name, kind in {
+        "sequence": helper.make_sequence_type_proto(tensor),
+        "optional": helper.make_optional_type_proto(tensor),
+        "map": helper.make_map_type_proto(TensorProto.INT64, tensor),
+        "sparse": helper.make_sparse_tensor_type_proto(TensorProto.FLOAT, [3]),
+    }.items():
+        model.graph.output.append(helper.make_value_info(name, kind))
     model.graph.output.append(onnx.ValueInfoProto(name="nothing"))
     model.graph.node.append(helper.make_node("Loop", [], [], body=inner_graph(array())))
     model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))

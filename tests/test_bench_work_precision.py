@@ -10,7 +10,7 @@ import torch
 import odediff
 
 pytest.importorskip("diffusers")
-sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
+sys.path.append(str(Path(__file__).parent.parent / "bench"))  # last: bench/onnx.py is not the package onnx
 
 import problems
 import rivals

@@ -1,6 +1,8 @@
 """Exported files compute what the model does: networks and samplers, in both forms; what does not is not kept."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -274,6 +276,38 @@ def test_parity_is_measured_against_the_model_on_three_batches(tmp_path, monkeyp
     assert len({seed for _, seed in seen}) == 3
 
 
+def test_the_error_of_images_is_measured_in_their_own_scale():
+    want = np.random.default_rng(0).standard_normal((3, 2, 4, 6), dtype=np.float32)
+    off = np.zeros((3, 1, 1, 1), np.float32)
+    off[1] = 1.0
+    for scale, expected in ((1e-3, 1e-4), (1.0, 1e-4 / np.sqrt(np.square(want).mean())), (1e3, None)):
+        error = 1e-4 * max(1.0, scale)
+        pair = parity.Pair("images", scale * want + error * off, scale * want)
+        expected = expected or error / (scale * np.sqrt(np.square(want).mean()))
+        assert parity._error(pair, "fp32") == pytest.approx(expected, rel=0.03)
+
+
+def test_large_values_are_no_disagreement(tmp_path):
+    """An untrained network along a schedule that starts at sigma = 80."""
+    for form in ("loop", "unrolled"):
+        model = odediff.Model(
+            Tiny().eval(), schedule=odediff.schedule.edm(), prediction="eps", shape=(2, 4, 6), range=None
+        )
+        odediff.export(model, tmp_path / "s.onnx", "dpmpp_2m", 6, form=form)
+    assert np.abs(load(tmp_path / "s.onnx").run(2, 0)).max() > 30
+
+
+def test_a_network_is_held_to_its_null_label_too(tmp_path, monkeypatch):
+    seen = set()
+    call = OnnxModel.__call__
+    monkeypatch.setattr(
+        OnnxModel, "__call__", lambda self, x, t, label=None: seen.update(label.tolist()) or call(self, x, t, label)
+    )
+    monkeypatch.setattr(np.random, "default_rng", lambda make=np.random.default_rng: make(0))
+    odediff.export(tiny(1), tmp_path / "n.onnx")
+    assert seen == {0, 1}
+
+
 def test_export_leaves_the_model_as_it_was(tmp_path):
     model = tiny()
     model.net.train()
@@ -327,6 +361,7 @@ def test_the_metadata_refuses_what_odediff_does_not_write(tmp_path):
         ("batch", -1),
         ("prediction", "noise"),
         ("memory", True),
+        ("memory", -1),
         ("plan", "{}"),
         ("num_classes", 0),
         ("format", "odediff-onnx-9"),
@@ -337,3 +372,29 @@ def test_the_metadata_refuses_what_odediff_does_not_write(tmp_path):
     for bad in ("", "[]", "{}", text[:-5], "[" * 100_000):
         with pytest.raises(ValueError, match="."):
             About.from_json(bad)
+
+
+@pytest.mark.parametrize("missing", ["onnx", "onnxruntime", "onnxscript"])
+def test_a_missing_package_is_named_with_its_remedy_before_any_work(missing):
+    script = f"""
+import sys
+sys.modules[{missing!r}] = None
+from odediff.cli import main
+sys.exit(main(["export", "mnist", "--nfe", "3", "--out", "never.onnx"]))"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr == f"odediff: error: odediff.export needs {missing}: pip install 'odediff[onnx]'\n"
+
+
+def test_the_check_names_its_package_and_the_remedy():
+    script = "import sys; sys.modules['onnx'] = None; import odediff; odediff.onnx.check('x.onnx')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.stderr.splitlines()[-1].endswith("odediff.onnx.check needs onnx: pip install 'odediff[onnx]'")
+
+
+def test_what_is_no_network_is_refused(tmp_path, traced):
+    with pytest.raises(ValueError, match=r"export takes an odediff\.Model or a network's file, got 'mnist'"):
+        odediff.export("mnist", tmp_path / "n.onnx")
+    odediff.export(traced[None], tmp_path / "s.onnx", "ddim", 3)
+    with pytest.raises(ValueError, match="got a sampler's file, which has its solver"):
+        odediff.export(load(tmp_path / "s.onnx"), tmp_path / "n.onnx", "ddim", 3)

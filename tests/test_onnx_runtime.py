@@ -4,6 +4,8 @@ import importlib.util
 import subprocess
 import sys
 import sysconfig
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -298,3 +300,56 @@ def test_a_graph_that_does_not_do_what_it_says_is_an_error(tmp_path, files):
     onnx.save(made, tmp_path / "n.onnx")
     with pytest.raises(ProviderError, match="n.onnx"):
         load(tmp_path / "n.onnx")(np.zeros((1, 2, 4, 6), np.float32), 1.0)
+
+
+def test_a_file_that_was_overwritten_since_it_was_loaded_does_not_run(files, tmp_path):
+    path = tmp_path / "s.onnx"
+    path.write_bytes((files / "sampler.onnx").read_bytes())
+    late, running = load(path), load(path)
+    want = running.run(2, 1)
+    odediff.export(load(files / "net.onnx"), path, "ddim", 3)
+    with pytest.raises(ValueError, match=r"s\.onnx was overwritten since it was loaded; load it again"):
+        late.run(2, 1)
+    np.testing.assert_array_equal(running.run(2, 1), want)
+    assert load(path).nfe == 3
+
+
+def test_guidance_in_the_file_asks_for_a_label(tmp_path):
+    odediff.export(tiny(4), tmp_path / "s.onnx", "ddim", 3, guidance=2.0)
+    with pytest.raises(ValueError, match=r"the file has guidance = 2 and needs label="):
+        load(tmp_path / "s.onnx").run(2, 1)
+
+
+def test_whole_numbers_are_no_state(files):
+    with pytest.raises(ValueError, match="x has dtype int64, expected floating-point"):
+        load(files / "net.onnx")(np.ones((1, 2, 4, 6), np.int64), 3.0)
+
+
+def test_threads_take_turns_on_a_request_of_openvino(files, monkeypatch):
+    pytest.importorskip("openvino")
+    file, inside = load(files / "sampler.onnx", provider="openvino"), []
+
+    class Request:
+        def infer(self, feeds):
+            inside.append(True)
+            time.sleep(0.02)
+            assert len(inside) == 1
+            inside.pop()
+            return {"images": feeds["noise"]}
+
+    monkeypatch.setattr(file.engine, "_request", Request())
+    with ThreadPoolExecutor(4) as pool:
+        assert len(list(pool.map(lambda seed: file.run(1, seed), range(4)))) == 4
+
+
+def test_a_link_is_run_with_the_data_beside_it(files, tmp_path):
+    """As a download cache keeps files: links in one folder to files of other names in another."""
+    made = onnx.load(files / "sampler.onnx")
+    onnx.save(made, tmp_path / "s.onnx", save_as_external_data=True, location="s.onnx.data", size_threshold=200)
+    want = load(tmp_path / "s.onnx").run(2, 1)
+    for folder in ("blobs", "cache"):
+        (tmp_path / folder).mkdir()
+    for name in ("s.onnx", "s.onnx.data"):
+        (tmp_path / name).rename(tmp_path / "blobs" / f"hash-{name[2:]}")
+        (tmp_path / "cache" / name).symlink_to(tmp_path / "blobs" / f"hash-{name[2:]}")
+    np.testing.assert_array_equal(load(tmp_path / "cache" / "s.onnx").run(2, 1), want)

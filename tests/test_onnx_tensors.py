@@ -74,10 +74,27 @@ def test_numbers_that_are_not_packed_count_the_same(tmp_path, kind, numbers, dim
             refused(tmp_path, model, "(4,)", "has 3")
 
 
+@pytest.mark.parametrize(
+    ("kind", "packed", "told"),
+    [
+        (1, message(4, bytes(13)), "do not fill 13 bytes"),
+        (11, message(10, bytes(20)), "do not fill 20 bytes"),
+        (6, message(5, b"\x01\x80\x01\x01\x80"), "without an end"),
+        (1, message(9, bytes(12)) + b"\x70\x02", "data_location 2"),
+    ],
+)
+def test_fields_that_no_writer_writes(tmp_path, kind, packed, told):
+    refused(tmp_path, minimal(message(5, b"\x08\x03" + bytes([0x10, kind]) + packed)), told)
+
+
 def test_many_small_numbers_are_counted_across_chunks(tmp_path):
     values = np.arange(1_500_000) % 300  # of one and two bytes: numbers lie across the borders of the chunks
     tensor = helper.make_tensor("w", TensorProto.INT64, values.shape, values)
-    assert wire.read(save(tmp_path, network(tensor))).bytes == values.nbytes
+    path = save(tmp_path, network(tensor))
+    tracemalloc.start()
+    assert wire.read(path).bytes == values.nbytes
+    assert tracemalloc.get_traced_memory()[1] < 3_000_000  # of 2.4 MB, which are searched in chunks
+    tracemalloc.stop()
     tensor.int64_data.pop()
     refused(tmp_path, network(tensor), "'w'", "needs 1500000", "has 1499999")
 
@@ -95,8 +112,9 @@ def test_weights_are_not_copied(tmp_path):
     ("tensor", "told"),
     [
         (TensorProto(name="w", data_type=1, dims=[-3], raw_data=bytes(12)), ["negative", "-3"]),
+        (TensorProto(name="w", data_type=1, dims=[-(2**63)], raw_data=bytes(12)), ["negative", str(-(2**63))]),
         (TensorProto(name="w", data_type=1, dims=[2**40, 2**40], raw_data=bytes(12)), ["int64", str(2**40)]),
-        (TensorProto(name="w", data_type=1, dims=[2**40, 2**40, 0]), ["int64"]),
+        (TensorProto(name="w", data_type=1, dims=[0, 2**40, 2**40]), ["int64"]),
         (TensorProto(name="w", data_type=1, dims=[2**61], raw_data=bytes(12)), ["int64"]),
         (TensorProto(name="w", data_type=1, dims=[1] * 65, raw_data=bytes(4)), ["65 dimensions"]),
         (TensorProto(name="w", data_type=99, dims=[1], raw_data=bytes(4)), ["data_type 99"]),
@@ -238,6 +256,13 @@ def test_indices_must_fit_their_values(tmp_path, shape):
     refused(tmp_path, network(sparse_initializer=[sparse(array(), indices)]), "'w'", str(shape))
     narrow = numpy_helper.from_array(np.zeros(3, dtype=np.int32))
     refused(tmp_path, network(sparse_initializer=[sparse(array(), narrow)]), "'w'", "int32")
+    square = numpy_helper.from_array(np.zeros((1, 3), dtype=np.float32), "w")
+    refused(
+        tmp_path, network(sparse_initializer=[sparse(square, numpy_helper.from_array(np.zeros((1, 3), int)))]), "(1, 3)"
+    )
+    negative = sparse(array())
+    negative.dims[:] = [-9]
+    refused(tmp_path, network(sparse_initializer=[negative]), "'w'", "negative dimension -9")
     lacking = SparseTensorProto(values=array(), dims=[9])
     refused(tmp_path, network(sparse_initializer=[lacking]), "lacks")
     pairs = numpy_helper.from_array(np.zeros((3, 1), dtype=np.int64))

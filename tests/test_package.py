@@ -235,7 +235,12 @@ def test_blocks_keep_their_line_numbers():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("page", "holds"), [("README.md", "odediff.sample("), ("docs/analysis.md", "analysis.stability(")]
+    ("page", "holds"),
+    [
+        ("README.md", "odediff.sample("),
+        ("docs/analysis.md", "analysis.stability("),
+        ("docs/deploy.md", "odediff.onnx.triton_repository("),
+    ],
 )
 def test_the_python_of_a_page_runs(page, holds, repository, tmp_path):
     program = python_blocks((repository / page).read_text())

@@ -5,8 +5,9 @@
    for a plot.
 2. Executors know no methods: only the function `compiled`, for `sample` and `export`, turns a name into a plan. What
    runs exported files needs numpy and onnxruntime alone.
-3. Training knows no sampling.
-4. No import cycles, and no public function shares its module's name.
+3. Kernels know tables and draws: of ours they import `philox` alone, and they alone import triton.
+4. Training knows no sampling.
+5. No import cycles, and no public function shares its module's name.
 """
 
 import ast
@@ -142,6 +143,19 @@ def test_executors_import_no_methods():
     modules = modules_of(*EXECUTORS)
     assert "odediff.step" in modules
     assert reaches(imported(modules, typing_too=True), "odediff.methods", "odediff.sampling") == set()
+
+
+def test_kernels_import_triton_and_of_ours_only_draws():
+    modules = modules_of("kernels")
+    assert {"odediff.kernels.stage", "odediff.kernels.noise"} <= set(modules)
+    outside = imported(modules) - set(modules) - {"odediff.philox"}
+    assert {t.split(".")[0] for t in outside} - set(sys.stdlib_module_names) == {"numpy", "torch", "triton"}
+    typed = imported(modules, typing_too=True) - imported(modules)
+    assert typed == {"odediff.plans", "odediff.prediction"}
+    others = [m for m in SOURCES if m not in modules]
+    assert reaches(imported(others), "triton") == set()
+    eager = {i.target for m in others for i in imports_of(m, SOURCES) if i.at_import_time and not i.typing_only}
+    assert reaches(eager, "odediff.kernels") == set()
 
 
 def test_in_sampling_only_the_front_door_reaches_methods():

@@ -85,14 +85,14 @@ def run(args: argparse.Namespace) -> None:
     facts.append(("graph", f"{made.precision}, opset {made.opset}, {made.nodes} nodes, {made.bytes / 1e6:.1f} MB"))
     facts.append(("agrees", f"within {made.gap:.1e} of eager torch, of {made.bound:g} allowed"))
     print_facts(facts)
+    if args.check:
+        from ..onnx.tensorrt import parse
+
+        report = parse(made.path)
+        print(report)
+        if not report.ok:
+            raise ValueError(f"TensorRT would refuse {made.path}; the list above says what, and what to change")
     if args.triton:
         from ..onnx.serving import triton_repository
 
         print(f"Triton repository {triton_repository(made.path, args.triton)}")
-    if args.check:
-        from ..onnx.tensorrt import check
-
-        report = check(made.path)
-        print(report)
-        if not report.ok:
-            raise ValueError(f"TensorRT would refuse {made.path}; the list above says what, and what to change")

@@ -23,4 +23,10 @@ __all__ = ["OnnxModel", "OnnxSampler", "ProviderError", "check", "load", "triton
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    try:
+        home = import_module(f"{__name__}.{_HOME[name]}")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"odediff.onnx.{name} needs {error.name}: pip install 'odediff[onnx]'", name=error.name
+        ) from None
+    return getattr(home, name)

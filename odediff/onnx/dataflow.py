@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 INTEGERS = (TensorProto.INT64, TensorProto.INT32, TensorProto.UINT8, TensorProto.BOOL)
+_BODIES = {"If": ("then_branch", "else_branch"), "Loop": ("body",), "Scan": ("body",)}
 _RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 
 
@@ -172,6 +173,9 @@ def _node(proto: onnx.NodeProto, seen: MutableMapping[str, Value], known: dict[s
     for attribute in proto.attribute:
         if attribute.type == onnx.AttributeProto.GRAPH:
             node.bodies[attribute.name] = _graph(attribute.g, seen, node)
+    lacking = [name for name in _BODIES.get(node.op, ()) if not node.domain and name not in node.bodies]
+    if lacking or any(not body.outputs for body in node.bodies.values()):
+        raise ValueError(f'{node.op} "{label}" lacks {", ".join(lacking) or "outputs"}: the file is no valid ONNX')
     for index, name in enumerate(proto.output):
         value = _described(known[name]) if name in known else Value(name)
         if node.op == "Loop" and value.shape is None and index < len(node.inputs) - 2:  # carried, so it keeps its shape

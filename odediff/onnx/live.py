@@ -9,8 +9,8 @@ import onnx
 from onnx import TensorProto, helper
 
 
-def peak_bytes(made: onnx.ModelProto) -> int:
-    """Bytes for a batch of one, node by node in the graph's order; 0 if a shape is not known.
+def peak_bytes(made: onnx.ModelProto, sample: str = "sample") -> int:
+    """Bytes for a batch of one, node by node in the graph's order; 0 if a shape is not known. sample: that input.
 
     A value lives from the node that makes it to the last one that reads it. Weights are not counted; executors reuse
     and pad memory in ways of their own.
@@ -18,7 +18,8 @@ def peak_bytes(made: onnx.ModelProto) -> int:
     graph = made.graph
     if not graph.value_info:
         graph = onnx.shape_inference.infer_shapes(made, data_prop=True).graph
-    fixed = graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1
+    dims = next(entry for entry in graph.input if entry.name == sample).type.tensor_type.shape.dim
+    fixed = dims[0].dim_value or 1 if dims else 1
     sizes = {entry.name: _bytes(entry.type.tensor_type) for entry in (*graph.value_info, *graph.input, *graph.output)}
     last = {name: i for i, node in enumerate(graph.node) for name in node.input}
     alive: dict[str, int] = {}

@@ -60,7 +60,7 @@ def load(
             raise ValueError(f"{path} was not exported by odediff: give {', '.join(missing)} of the network in it")
         assert schedule is not None and prediction is not None and shape is not None
         limits: Any = None if range is None else tuple(range)
-        taken = summary.inputs.get((names or {}).get("sample", "sample"), ("", ()))[0]
+        taken, dims = summary.inputs.get((names or {}).get("sample", "sample"), ("", ()))
         about = About(
             prediction=prediction,
             schedule=dict(schedule.identity),
@@ -69,6 +69,7 @@ def load(
             integer_times=integer_times,
             num_classes=num_classes,
             precision="fp16" if taken == "float16" else "fp32",
+            batch=dims[0] if dims and isinstance(dims[0], int) else None,
         )
     kind = OnnxModel if about.plan is None else OnnxSampler
     found = _names(path, about, summary, names or {})
@@ -106,6 +107,11 @@ def _names(path: Path, about: About, summary: wire.Summary, given: Mapping[str, 
         dtype, dims = have_of(summary, found[name])
         if dtype not in DTYPES:
             raise ValueError(f"{path}: {found[name]} is of type {dtype}; odediff feeds {', '.join(DTYPES)}")
+        if name in ("timestep", "label") and len(dims) > 1:
+            raise ValueError(f"{path}: {found[name]} has the shape {dims}; odediff feeds (batch,)")
+        at = dims[1:2] if name == "row_noise" else () if name == "timestep" and dims == (1,) else dims[:1]
+        if at and isinstance(at[0], int) and at[0] != about.batch:
+            raise ValueError(f"{path}: {found[name]} has a batch of {at[0]}, and not of {about.batch or 'any size'}")
         if name in (inputs[0], outputs[0]) and dims:
             fits = len(dims) == 1 + len(about.shape) and all(
                 not isinstance(dim, int) or dim == size for dim, size in zip(dims[1:], about.shape, strict=True)

@@ -76,6 +76,8 @@ class About:
         for name in ("batch", "num_classes"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
+        if self.memory < 0:
+            raise ValueError(f"memory = {self.memory} must be a number of bytes, or 0 for unknown")
         self.noise_schedule()
         self.table()
 

@@ -135,16 +135,20 @@ class _Reader:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No word of the quantiser, which logs to the root logger, and no handler that its first word would leave there."""
+    """No word of the quantiser, which logs to the root logger, nor of its sessions, which write to stderr."""
+    import onnxruntime
+
     root, handler = logging.getLogger(), logging.NullHandler()
 
     def others(record: logging.LogRecord) -> bool:
         return Path(record.pathname).parent.name != "quantization"
 
     root.addFilter(others)
-    root.addHandler(handler)
+    root.addHandler(handler)  # or its first word would leave one there
+    onnxruntime.set_default_logger_severity(3)
     try:
         yield
     finally:
+        onnxruntime.set_default_logger_severity(2)
         root.removeHandler(handler)
         root.removeFilter(others)

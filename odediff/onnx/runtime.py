@@ -37,12 +37,21 @@ class File:
     ) -> None:
         self.path, self.about, self.summary, self.names, self.options = path, about, summary, dict(names), options
         self.shape, self.range, self.num_classes = about.shape, about.range, about.num_classes
+        self._read = self._state()
 
     @cached_property
     def engine(self) -> Engine:
-        """The session. ProviderError: the provider is missing, or is not the one that runs."""
-        stat = self.path.stat()
-        return _session(str(self.path.resolve()), stat.st_mtime_ns, stat.st_size, self.options)
+        """The session. ProviderError: the provider is missing, or is not the one that runs. ValueError: another file
+        is there now than was read."""
+        if self._state() != self._read:
+            raise ValueError(f"{self.path} was overwritten since it was loaded; load it again")
+        return _session(*self._read, self.options)
+
+    def _state(self) -> tuple[str, int, int]:
+        """The file, by its own name and not a link's target, beside which its data may not be; its time and size."""
+        file = self.path.absolute()
+        stat = file.stat()
+        return str(file), stat.st_mtime_ns, stat.st_size
 
     def _dtype(self, what: str) -> Any:
         return DTYPES[self.summary.inputs[self.names[what]][0]]
@@ -125,6 +134,8 @@ class OnnxModel(File):
                 f"the file has a fixed batch of {self.about.batch}, got {len(x)} samples; export with batch=None"
             )
         if isinstance(x, np.ndarray):
+            if x.dtype.kind != "f":
+                raise ValueError(f"x has dtype {x.dtype}, expected floating-point numbers")
             return self._numpy(x, t, label)
         if x.is_cuda and self.engine.place[0] == "cuda":
             return self._cuda(x, t, label)
@@ -149,12 +160,13 @@ class OnnxModel(File):
 
         label = label.cpu().numpy() if isinstance(label, torch.Tensor) else label
         given = x.to(getattr(torch, np.dtype(self._dtype("sample")).name)).contiguous()
-        out = torch.empty_like(given, dtype=torch.float32)
+        kind = DTYPES[self.summary.outputs[self.names["out_sample"]][0]]
+        out = torch.empty_like(given, dtype=getattr(torch, np.dtype(kind).name))
         torch.cuda.current_stream(x.device).synchronize()
         self.engine.bind(
             self._rest(len(x), t, label),
             {self.names["sample"]: (given.data_ptr(), self._dtype("sample"), tuple(given.shape))},
-            {self.names["out_sample"]: (out.data_ptr(), np.float32, tuple(out.shape))},
+            {self.names["out_sample"]: (out.data_ptr(), kind, tuple(out.shape))},
         )
         return out.to(x.dtype)
 
@@ -206,6 +218,9 @@ class OnnxSampler(File):
         batch = streams(fresh_seed() if seed is None else seed, n)
         labels = None
         if "label" in self.names:
+            guidance = (self.about.prediction_options or {}).get("guidance")
+            if label is None and guidance is not None:
+                raise ValueError(f"the file has guidance = {guidance:g} and needs label=..., the class to guide to")
             labels = self._labels(label, len(batch))
         elif label is not None:
             self._labels(label, len(batch))

@@ -12,9 +12,9 @@ Weights are stored once in both; in a loop inside its body, where an executor kn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial, reduce
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,26 +23,11 @@ from onnx import TensorProto, helper
 
 from ..plans import Plan
 from ..prediction import Prediction
-from .graph import Builder, value
+from .graph import Builder, opset_in, value
+from .inlined import Network
 
 FORMS = ("loop", "unrolled")
-
-
-class Network(NamedTuple):
-    """A network's graph and what its values are called and hold: how it is fed and read."""
-
-    proto: onnx.ModelProto
-    names: Mapping[str, str]  # sample, timestep, label, out_sample -> the graph's own
-
-    def type_of(self, what: str) -> tuple[int, list[int | str]]:
-        """(element type, dimensions) of an input or the output. ValueError: the graph has no such value."""
-        name = self.names[what]
-        for one in (*self.proto.graph.input, *self.proto.graph.output):
-            if one.name == name:
-                tensor = one.type.tensor_type
-                return tensor.elem_type, [dim.dim_value or dim.dim_param for dim in tensor.shape.dim]
-        known = ", ".join(one.name for one in (*self.proto.graph.input, *self.proto.graph.output))
-        raise ValueError(f"the graph has no {name!r} for {what}; it has {known}")
+OLDEST = 11  # opset that has the operators used here in these forms
 
 
 Read = Callable[[str, ArrayLike], str]
@@ -57,6 +42,7 @@ class Writer:
         rows = prediction.of_plan(plan)
         self.prediction_columns = np.array([(*row.to_x0, *row.to_d, *row.back) for row in rows]).T
         self.shape, self.model = list(prediction.model.shape), prediction.model
+        self.opset = opset_in(network.proto)
         self.only: int | None = None  # the row being written, None: all of them at once
 
     def here(self, column: ArrayLike) -> NDArray[Any]:
@@ -113,42 +99,21 @@ class Writer:
         """The network's output at x and the 1-element value t: one evaluation, guided or not."""
         g_, null = self.prediction.guidance, self.model.num_classes
         if null is None:
-            return self.call(g, x, self.spread(g, t), None, prefix)
+            return self.network.call(g, x, self.spread(g, t), None, prefix)
         if g_ in (None, 0, 1):
             label = "label" if g_ != 0 else self.spread(g, g.constant([null], np.int32))
-            return self.call(g, x, self.spread(g, t), label, prefix)
+            return self.network.call(g, x, self.spread(g, t), label, prefix)
         times, nulls = self.spread(g, t), self.spread(g, g.constant([null], np.int32))
         xs, ts, labels = (g.op("Concat", a, b, axis=0) for a, b in ((x, x), (times, times), (nulls, "label")))
-        out = self.call(g, xs, ts, labels, prefix)
-        base, asked = g.ops(
-            "Split", out, names=[f"{prefix}unconditional", f"{prefix}conditional"], axis=0, num_outputs=2
-        )
+        out = self.network.call(g, xs, ts, labels, prefix)
+        halves = [f"{g.prefix}{name}_{len(g.nodes)}" for name in ("unconditional", "conditional")]
+        base, asked = g.ops("Split", out, names=halves, axis=0, **({"num_outputs": 2} if self.opset >= 18 else {}))
         return g.op("Add", base, g.op("Mul", g.op("Sub", asked, base), g.constant(g_)))
 
     def spread(self, g: Builder, one: str) -> str:
         """A value of shape (1,) for every sample, (batch,)."""
         size = g.constant([self.batch], np.int64) if self.batch else "batch_size"
         return g.op("Expand", one, size)
-
-    def call(self, g: Builder, x: str, times: str, label: str | None, prefix: str) -> str:
-        """The network's nodes, fed in its own element types and shapes, read as float32."""
-        feeds = {}
-        for what, name in (("sample", x), ("timestep", times), ("label", label)):
-            if name is None:
-                continue
-            kind, dims = self.network.type_of(what)
-            own = TensorProto.INT32 if what == "label" else TensorProto.FLOAT
-            if what == "timestep" and (not dims or dims == [1]):
-                name = g.op("Slice", name, *(g.constant([k], np.int64) for k in (0, 1)))
-                name = name if dims else g.op("Squeeze", name)
-            feeds[self.network.names[what]] = name if kind == own else g.op("Cast", name, to=kind)
-        out = g.inline(self.network.proto.graph, feeds, prefix, "net/")[self.output_index]
-        kind, _ = self.network.type_of("out_sample")
-        return out if kind == TensorProto.FLOAT else g.op("Cast", out, to=TensorProto.FLOAT)
-
-    @property
-    def output_index(self) -> int:
-        return [one.name for one in self.network.proto.graph.output].index(self.network.names["out_sample"])
 
     def predict(self, g: Builder, read: Read, x: str, out: str) -> str:
         """d, in the plan's space."""
@@ -189,11 +154,15 @@ def sampler_graph(
 
     row_noise: (rows that draw noise, batch, *shape), of stochastic plans.  label: (batch,) int32, of class-conditional
     models.  form: "loop" or "unrolled".  batch: None, a dynamic axis "batch", or a number.
-    ValueError: what `Prediction.of_plan` raises.
+    ValueError: what `Prediction.of_plan` raises; a network in operators of before opset 11.
     """
     w, g = Writer(network, plan, prediction, batch), Builder()
+    if w.opset < OLDEST:
+        raise ValueError(
+            f"the network is in opset {w.opset}, a sampler needs {OLDEST} or later; convert the file first"
+        )
     if batch is None:
-        g.op("Shape", "noise", name="batch_size", start=0, end=1)
+        g.op("Slice", g.op("Shape", "noise"), *(g.constant([k], np.int64) for k in (0, 1)), name="batch_size")
     scale = plan.prior_scale
     x = "noise" if scale == 1 else g.op("Mul", "noise", g.constant(scale))
     if form == "unrolled":
@@ -211,7 +180,7 @@ def sampler_graph(
         g.nodes, "sampler", w.inputs(), [value("images", [batch or "batch", *w.shape])], list(g.tensors.values())
     )
     made = helper.make_model(graph, opset_imports=network.proto.opset_import, functions=network.proto.functions)
-    made.ir_version = network.proto.ir_version
+    made.ir_version = max(network.proto.ir_version, 4)  # before 4, weights had to be inputs
     return made
 
 

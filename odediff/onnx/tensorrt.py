@@ -252,7 +252,8 @@ def _shapes(graph: Graph, nodes: list[Node], data: Table) -> Iterator[str]:
         yield f"{op}: {count} from {_ORIGINS[origin]}"
     for node in nodes:
         if node.op == "Loop" and not node.domain:
-            trips = None if node.inputs[0] is None else node.inputs[0].number()
-            yield f"Loop {node.name}: {'unknown' if trips is None else int(trips)} iterations"
+            limit = node.input(0)
+            trips = None if limit is None else limit.number()
+            yield f"Loop {node.name}: {'unknown' if trips is None else trips.item()} iterations"
         elif node.bodies:
             yield f"{node.op} {node.name}"

@@ -177,7 +177,7 @@ def _compared(index: int, holds: Callable[[Any], bool]) -> Callable[[Node], bool
 
 
 def _iota(node: Node, rule: Table) -> bool | None:
-    axes, shape = node.attribute("axes"), node.inputs[0].shape if node.inputs[0] else None
+    axes, shape = node.attribute("axes"), first.shape if (first := node.input(0)) else None
     if axes is None or node.input(2) is None:
         return True
     return None if shape is None else list(axes) == list(range(len(shape)))
@@ -269,14 +269,14 @@ def control(node: Node, table: Table) -> Iterator[Finding]:
         if not passed or not (condition is None or _true(condition)):
             yield refused(node.name, "Loop with a condition that is not constant true", "count the iterations instead")
     elif node.op == "Scan" and not node.domain:
-        count = node.attribute("num_scan_inputs")
+        count = node.attribute("num_scan_inputs") or len(node.inputs)
         axes = node.attribute("scan_input_axes") or [0] * count
         for value, axis in zip(node.inputs[len(node.inputs) - count :], axes, strict=False):
             if value is None or value.shape is None or not isinstance(value.shape[axis], int):
                 yield refused(node.name, "Scan over a length that is not known", "export it with a fixed length")
-    elif node.op == "If" and not node.domain and node.inputs[0] is not None:
+    elif node.op == "If" and not node.domain and (chosen := node.input(0)) is not None:
         pairs = zip(*(body.outputs for body in node.bodies.values()), strict=False)
-        if node.inputs[0].origin != Origin.CONSTANT and any(_differ(a, b) for a, b in pairs):
+        if chosen.origin != Origin.CONSTANT and any(_differ(a, b) for a, b in pairs):
             yield refused(node.name, "If: shapes depend on the condition", "give both branches the same shapes")
 
 
@@ -308,7 +308,7 @@ def weights(node: Node, table: Table) -> Iterator[Finding]:
 
 def quantisation(node: Node, table: Table) -> Iterator[Finding]:
     """What is quantised must be of a type that is dequantised."""
-    if node.op == "QuantizeLinear" and not node.domain and node.outputs[0] is not None:
+    if node.op == "QuantizeLinear" and not node.domain and node.outputs and node.outputs[0] is not None:
         types, name = table["operators"]["DequantizeLinear"]["types"], type_name(node.outputs[0].type, table)
         if name not in types:
             yield refused(node.name, f"QuantizeLinear to {name}", "quantise to INT8 with zero point 0")

@@ -1,0 +1,48 @@
+"""A model's network in onnxruntime, without a file that anybody has to keep."""
+
+from __future__ import annotations
+
+import tempfile
+import weakref
+from pathlib import Path
+
+import onnx
+import torch
+from onnx import helper
+
+from .. import parity
+from ..model import Model
+from .describing import described
+from .graph import LARGEST
+from .live import peak_bytes
+from .metadata import KEY
+from .network import bare, traced
+from .rewriting import simplify
+from .runtime import OnnxModel
+from .targets import ONNXRUNTIME
+
+
+def in_onnxruntime(model: Model) -> OnnxModel:
+    """The network exported to a temporary folder, held to the model, and loaded on the device that the model is on.
+
+    The folder goes with the last reference to what is returned.
+    ValueError: the network cannot be traced.  ParityError: onnxruntime computes something else.
+    """
+    from .loading import load
+
+    precision = "fp16" if model.dtype == torch.float16 else "fp32"
+    made = traced(model, opset=ONNXRUNTIME, batch=None, precision=precision)
+    simplify(made)
+    about = described(model, precision, memory=peak_bytes(made))
+    bare(made)
+    helper.set_model_props(made, {KEY: about.to_json()})
+    folder = tempfile.TemporaryDirectory(prefix="odediff-")
+    path = Path(folder.name) / "network.onnx"
+    onnx.save(made, path, save_as_external_data=made.ByteSize() > LARGEST, location="network.onnx.data")
+    parity.gap(path, model, None, precision)
+    cuda = model.device.type == "cuda"
+    file = load(path, provider="cuda" if cuda else "cpu", threads=None if cuda else torch.get_num_threads())
+    assert isinstance(file, OnnxModel)
+    assert file.engine  # the session is made while the file is there
+    weakref.finalize(file, folder.cleanup)
+    return file

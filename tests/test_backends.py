@@ -1,0 +1,171 @@
+"""Every backend draws what eager torch draws; which one runs is said, and what cannot run is refused."""
+
+import sys
+
+import kernel_modules
+import numpy as np
+import pytest
+import torch
+from test_onnx_export import tiny
+
+import odediff
+from odediff import backends
+from odediff.onnx import OnnxModel
+
+LINEAR = odediff.schedule.linear()
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+
+CASES = [
+    ("abm4", 6, {}, {}),
+    ("ddim", 4, {"eta": 1.0}, {}),
+    ("dpmpp_3m", 5, {}, {"clip": True}),
+    ("abm3", 5, {}, {"guidance": 2.5}),
+    ("ddim", 3, {}, {"threshold": 0.9}),
+]
+
+
+def draw(model, name, nfe, options, predict, **more):
+    plan = odediff.plan(name, LINEAR, nfe, **options)
+    sampler = odediff.Sampler(model, plan, **predict, **more)
+    return sampler(n=3, seed=1, label=[0, 3, 1])
+
+
+@pytest.fixture(scope="module")
+def onnx_model():
+    """A conditional model, and the sampler's own evaluation of it in onnxruntime, made once."""
+    model = tiny(4)
+    return model, backends.runner("onnx", model)
+
+
+@pytest.mark.parametrize(("name", "nfe", "options", "predict"), CASES)
+def test_onnx_draws_what_torch_draws(onnx_model, monkeypatch, name, nfe, options, predict):
+    model, made = onnx_model
+    monkeypatch.setattr("odediff.sampling.runner", lambda backend, given: made if backend == "onnx" else given)
+    want = draw(model, name, nfe, options, predict)
+    got = draw(model, name, nfe, options, predict, backend="onnx")
+    np.testing.assert_allclose(got, want, atol=3e-6)
+
+
+def test_onnx_runs_in_onnxruntime_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    model = tiny(4)
+    sampler = odediff.Sampler(model, odediff.plan("ddim", LINEAR, 3), backend="auto")
+    assert (sampler.backend, "onnxruntime is faster" in sampler.why) == ("onnx", True)
+    assert isinstance(sampler.prediction.model, OnnxModel) and sampler.model is model
+    seen = []
+    x = sampler(n=2, seed=0, callback=lambda i, x, x0: seen.append(i))
+    assert seen == [0, 1, 2] and len(list(tmp_path.iterdir())) == 1
+    weights = [p.detach().clone() for p in model.net.parameters()]
+    with torch.no_grad():
+        for p in model.net.parameters():
+            p.zero_()
+    torch.testing.assert_close(sampler(n=2, seed=0), x)  # a copy of the weights, taken when the sampler was made
+    assert any(bool(p.any()) for p in weights)
+    del sampler
+    assert not list(tmp_path.iterdir())
+
+
+class Counting:
+    """What torch.compile may call to compile a graph, which here compiles nothing and counts."""
+
+    def __init__(self):
+        self.graphs = 0
+
+    def __call__(self, graph, inputs):
+        self.graphs += 1
+        return graph.forward
+
+
+def test_compile_compiles_once_for_every_solver_budget_and_batch(monkeypatch):
+    torch._dynamo.reset()
+    counting, compiler = Counting(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda net: compiler(net, backend=counting))
+    model = tiny(4)
+    runs = backends.runner("compile", model)
+    monkeypatch.setattr("odediff.sampling.runner", lambda backend, given: runs)
+    for n, name, nfe in [(4, "ddim", 3), (3, "ddim", 7), (5, "abm4", 6), (2, "unipc_3", 4)]:
+        sampler = odediff.Sampler(model, odediff.plan(name, LINEAR, nfe), backend="compile")
+        want = odediff.sample(model, name, nfe, n=n, seed=2, label=list(range(4))[:n] if n <= 4 else None)
+        got = sampler(n=n, seed=2, label=list(range(4))[:n] if n <= 4 else None)
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+        assert counting.graphs == 1
+    assert runs.net.net.conv.weight.is_contiguous(memory_format=torch.channels_last)
+    assert runs.net.net.conv.weight.data_ptr() != model.net.conv.weight.data_ptr()
+    sampler(n=1, seed=0)
+    assert counting.graphs == 2
+    sampler(n=1, seed=1)
+    assert counting.graphs == 2
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # of torch's own code
+def test_compiled_code_draws_what_torch_draws():
+    torch._dynamo.reset()
+    model = tiny(4)
+    got = draw(model, "abm3", 5, {}, {"guidance": 2.0}, backend="compile")
+    torch.testing.assert_close(got, draw(model, "abm3", 5, {}, {"guidance": 2.0}), rtol=0, atol=1e-5)
+
+
+def test_auto_says_what_it_took_and_why(monkeypatch):
+    function = odediff.Model(lambda x, t: x, schedule=LINEAR, shape=(2,))
+    plan = odediff.plan("ddim", LINEAR, 2)
+    sampler = odediff.Sampler(function, plan, backend="auto")
+    assert (sampler.backend, sampler.why) == ("torch", "the network is no nn.Module, which is all that can be exported")
+    monkeypatch.setattr(backends, "find_spec", lambda name: None if name == "onnxruntime" else object())
+    sampler = odediff.Sampler(tiny(), plan, backend="auto")
+    assert sampler.backend == "torch" and "onnxruntime not installed" in sampler.why
+    assert odediff.Sampler(tiny(), plan).why == "asked for"
+
+
+def test_what_cannot_run_is_refused(monkeypatch):
+    plan = odediff.plan("ddim", LINEAR, 2)
+    function = odediff.Model(lambda x, t: x, schedule=LINEAR, shape=(2,))
+    for model, backend, message in [
+        (tiny(), "tensorrt", "unknown backend 'tensorrt'"),
+        (tiny(), "cudagrap", "did you mean cudagraph"),
+        (function, "onnx", "needs a network that is an nn.Module"),
+        (function, "compile", "needs a network that is an nn.Module"),
+        (tiny(), "cudagraph", "needs a model on a CUDA GPU, not on cpu"),
+        (tiny(), "triton", "needs a model on a CUDA GPU, not on cpu"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            odediff.Sampler(model, plan, backend=backend)
+    monkeypatch.setattr(backends, "find_spec", lambda name: None if name == "onnxscript" else object())
+    with pytest.raises(ValueError, match=r"needs onnxscript: pip install 'odediff\[onnx\]'"):
+        odediff.Sampler(tiny(), plan, backend="onnx")
+
+
+@pytest.mark.parametrize(("name", "nfe", "options", "predict"), CASES[:4])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_the_kernel_draws_what_torch_draws(monkeypatch, name, nfe, options, predict, labelled):
+    """In triton's interpreter; on a GPU the same loop runs the compiled kernel."""
+    if "guidance" in predict and not labelled:
+        pytest.skip("guidance needs labels")
+    interpreted = kernel_modules.load("interpreter").stage
+    model, plan, label = tiny(4), odediff.plan(name, LINEAR, nfe, **options), [0, 3, 1] if labelled else None
+    want = odediff.Sampler(model, plan, **predict)(n=3, seed=1, label=label)
+    monkeypatch.setitem(sys.modules, "odediff.kernels.stage", interpreted)
+    monkeypatch.setattr("odediff.sampling.choose", lambda backend, given: (backend, "asked for"))
+    got = odediff.Sampler(model, plan, **predict, backend="triton")(n=3, seed=1, label=label)
+    torch.testing.assert_close(got, want, rtol=0, atol=3e-6)
+
+
+@cuda
+@pytest.mark.parametrize(("name", "nfe", "options", "predict"), CASES)
+def test_a_cuda_graph_draws_what_torch_draws_without_waiting(name, nfe, options, predict):
+    model = tiny(4).to("cuda")
+    if "threshold" in predict:
+        pytest.skip("an order statistic waits for the host on some devices")
+    plan = odediff.plan(name, LINEAR, nfe, **options)
+    sampler = odediff.Sampler(model, plan, **predict, backend="cudagraph")
+    label = torch.tensor([0, 3, 1], device="cuda")
+    want = odediff.Sampler(model, plan, **predict)(n=3, seed=1, label=label)
+    for _ in range(3):
+        torch.testing.assert_close(sampler(n=3, seed=1, label=label), want, rtol=0, atol=1e-5)
+    assert sampler._recorder.pool[3] >= 0
+    kept = sampler._recorder._kept[3, True]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        sampler._recorder(kept.x.clone(), label, [z.clone() for z in kept.noise])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
