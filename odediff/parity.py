@@ -6,6 +6,11 @@
 
 The model is run as it is, in float32, whatever the file's precision. A sampler's error is a sample's RMS and not one
 pixel's: a plan may amplify the last bit of a few, in eager torch from one machine to another as much as here.
+
+int8 is no rounding of fp32: its bounds tell a calibrated file from a broken one. Measured on the bundled models, 12
+draws for each of 8 files: outputs on unit normal noise at any time up to 0.10, images up to 0.09; single images, which
+may change, up to 0.25. Where almost no noise is left, a network that predicts it is off by more: 0.7 at the last row of
+a trajectory, which the plan weighs with that little noise.
 """
 
 from __future__ import annotations

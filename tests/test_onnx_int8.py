@@ -10,14 +10,14 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 import odediff
 from odediff import exporting, parity
-from odediff.onnx.graph import body_of
+from odediff.onnx.graph import body_of, value
 from odediff.onnx.network import traced
-from odediff.onnx.quantize import LAYERS, quantized, recorded
+from odediff.onnx.quantize import LAYERS, _between, quantized, recorded
 from odediff.onnx.tensorrt import check
 
 CLASSES = 3
@@ -37,10 +37,10 @@ class Net(nn.Module):
         emb = self.time(torch.stack([t / 1000, (t / 100).cos()], 1))
         emb = emb if self.classes is None else emb + self.classes(label)
         h = self.wide(F.silu(self.middle(F.silu(self.first(x))) + emb[:, :, None, None]))
-        rows = self.norm(h).flatten(2).transpose(1, 2)
+        rows = self.norm(h).reshape(x.shape[0], 8, -1).transpose(1, 2)
         shares = (self.q(rows) @ self.k(rows).transpose(1, 2) / 8).softmax(2)
         h = h + (shares @ rows).transpose(1, 2).reshape(h.shape)
-        return self.last(F.silu(h))
+        return 1.5 * self.last(F.silu(h))
 
 
 def model(classes: int = 0) -> odediff.Model:
@@ -128,6 +128,22 @@ def test_int8_is_measured_over_all_batches_together_and_dropped_if_it_is_off(pla
     with pytest.raises(parity.ParityError, match=r"images is off by .* at batch 8, more than 1e-06, the bound of int8"):
         odediff.export(plain[0], tmp_path / "s.onnx", "ddim", 3, precision="int8", calibration=1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_ends_are_found_by_the_way_of_the_data_and_not_of_its_shape():
+    weights = [numpy_helper.from_array(np.ones((2, 2, 1, 1), np.float32), name) for name in ("w0", "w1", "w2")]
+    nodes = [
+        helper.make_node("Mul", ["sample", "sample"], ["x"]),
+        helper.make_node("Conv", ["x", "w0"], ["a"], name="first"),
+        helper.make_node("Shape", ["x"], ["size"]),
+        helper.make_node("Reshape", ["a", "size"], ["b"]),
+        helper.make_node("Conv", ["b", "w1"], ["c"], name="middle"),
+        helper.make_node("Conv", ["c", "w2"], ["d"], name="last"),
+        helper.make_node("Shape", ["c"], ["size_out"]),
+        helper.make_node("Reshape", ["d", "size_out"], ["out_sample"]),
+    ]
+    ends = [value(name, ["batch", 2, 3, 3]) for name in ("sample", "out_sample")]
+    assert _between(helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)) == ["middle"]
 
 
 def test_weights_have_one_step_per_output_channel_and_are_rounded_to_it(files, plain):
