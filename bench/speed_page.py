@@ -120,11 +120,11 @@ def _samplers(cases: list[Case]) -> str:
             each.append(f"{1e6 * np.median(here['rounds']):.1f} \\| {over:.1f}")
         lines.append(_line([row["library"], row["name"], *each, f"{row['streams']:.1f}", f"{row['made']:.1f}"]))
     note = (
-        "Per evaluation, the network left out: microseconds, and the time over the copy bound: that of 3 passes, what a "
-        "row with one term needs, at the speed of a copy; with k > 1 predictions it needs k + 3. Start and finish of our "
-        "samples are in our time, `set_timesteps` is not in diffusers'. Passes are reads and writes by operations, in "
-        "sizes of the state; of one larger than 2^17 numbers we do a block at a time, so that memory sees fewer. *With "
-        "Model*: the times that a network is given and the check of what it returns, too."
+        "Per evaluation, the network left out: microseconds, and the time over the copy bound: that of 3 passes, what "
+        "a row with one term needs, at the speed of a copy; with k > 1 predictions it needs k + 3. Start and finish of "
+        "our samples are in our time, `set_timesteps` is not in diffusers'. Passes are reads and writes by operations, "
+        "in sizes of the state; of one larger than 2^17 numbers we do a block at a time, so that memory sees fewer. "
+        "*With Model*: the times that a network is given and the check of what it returns, too."
     )
     return "\n".join(["What a sampler costs without the network:", "", *lines, "", note])
 
