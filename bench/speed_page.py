@@ -42,7 +42,8 @@ def text(data: Case) -> str:
     """All tables, Markdown."""
     parts = [_samplers(data["samplers"])]
     for name in dict.fromkeys((case["model"], case["dtype"]) for case in data["images"]):
-        parts.append(_images([case for case in data["images"] if (case["model"], case["dtype"]) == name]))
+        cases = [case for case in data["images"] if (case["model"], case["dtype"]) == name]
+        parts += [_images(cases), *_left_out(cases, data["device"])]
     parts += ["\n".join(["Bars:", "", *bars(data)]), *_share(data)]
     parts.append("\n".join(["Where we lose:", "", *(_losses(data) or ["- nowhere in these tables"])]))
     if rows := error_over_seconds():
@@ -176,6 +177,16 @@ def _images(cases: list[Case]) -> str:
     return "\n".join([f"{what}, DDIM, {first['nfe']} evaluations:", "", *lines, "", *notes, *[""] * bool(notes), last])
 
 
+def _left_out(cases: list[Case], device: str) -> list[str]:
+    """What a run without arguments does not take the time for."""
+    batches = [case["batch"] for case in cases]
+    missing = [str(n) for n in ((1, 8, 64, 256, 1024) if device == "cuda" else (1, 8, 64)) if n not in batches]
+    eager = [str(case["batch"]) for case in cases if not any(find(case["rows"], name) for name in COMPILED)]
+    said = [f"batches of {', '.join(missing)}"] * bool(missing)
+    said += [f"what compiles at batches of {', '.join(eager)}"] * bool(eager)
+    return [f"Left out: {'; '.join(said)}."] * bool(said)
+
+
 def _speed(case: Case, name: str) -> list[str]:
     here, base = find(case["rows"], name), find(case["rows"], "diffusers, eager")
     if not here:
@@ -272,6 +283,7 @@ def plot(data: Case, folder: Path = PLOTS) -> list[Path]:
         colors = ["tab:blue" if row["library"] == "odediff" else "silver" for row in rows]
         axis.barh([f"{row['library']} {row['name']}" for row in rows], micro, color=colors)
         axis.set(xscale="log", title="x".join(map(str, case["shape"])), xlabel="us an evaluation, network left out")
+        axis.xaxis.set_minor_formatter("")
     paths.append(folder / "samplers.png")
     figure.savefig(paths[-1], dpi=110)
     cases = [case for case in data["images"] if case["dtype"] == "float32"]

@@ -234,6 +234,15 @@ def test_what_we_lose_is_said():
     )
 
 
+def test_what_was_left_out_is_said():
+    cases = measured()["images"]
+    assert speed_page._left_out(cases, "cpu") == ["Left out: batches of 64; what compiles at batches of 1, 8."]
+    cases[1]["rows"].append({"name": "odediff, compile", "rounds": [1.0]})
+    assert speed_page._left_out(cases, "cuda") == ["Left out: batches of 64, 256, 1024; what compiles at batches of 1."]
+    cases[0]["rows"].append({"name": "diffusers, compiled", "rounds": [1.0]})
+    assert speed_page._left_out([*cases, {**cases[0], "batch": 64}], "cpu") == []
+
+
 def test_ratios_are_within_a_round():
     assert speed_page.ratio([2.0, 4.0, 30.0], [1.0, 4.0, 10.0]) == (1.5, 2.0, 2.5)
 
