@@ -5,6 +5,8 @@ All evaluate the same weights the same number of times on the same times; what t
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import re
 import time
 from collections.abc import Callable
@@ -138,6 +140,8 @@ def with_peak(run: Callable[[], Tensor]) -> tuple[Tensor, float]:
         before = torch.cuda.memory_allocated()
         out = run()
         return out, torch.cuda.max_memory_allocated() - before
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what is free goes back, or a run would find it and take nothing
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = _resident("VmRSS")
     out = run()

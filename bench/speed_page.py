@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from common import RESULTS
+from speed_images import COMPILED
 
 PLOTS = Path(__file__).parent.parent / "docs" / "speed"
 SMALL, LARGE = [1, 3, 32, 32], [64, 3, 64, 64]
@@ -15,6 +16,12 @@ NAMES = {
     "mnist": "The bundled `mnist`",
     "cifar": "A U-Net of CIFAR-10's size, random weights",
     "tiny": "A tiny network",
+}
+SAME = {  # samplers of the same method
+    "ddim": [("diffusers", "DDIM"), ("azula", "DDIM"), ("torchdiffeq", "euler"), ("k-diffusion", "euler")],
+    "dpmpp_2m": [("diffusers", "DPMSolverMultistep"), ("k-diffusion", "dpmpp_2m")],
+    "unipc_3": [("diffusers", "UniPCMultistep")],
+    "lms": [("diffusers", "LMSDiscrete"), ("k-diffusion", "lms")],
 }
 Case = dict[str, Any]
 
@@ -35,8 +42,10 @@ def text(data: Case) -> str:
     """All tables, Markdown."""
     parts = [_samplers(data["samplers"])]
     for name in dict.fromkeys((case["model"], case["dtype"]) for case in data["images"]):
-        parts.append(_images([case for case in data["images"] if (case["model"], case["dtype"]) == name]))
+        cases = [case for case in data["images"] if (case["model"], case["dtype"]) == name]
+        parts += [_images(cases), *_left_out(cases, data["device"])]
     parts += ["\n".join(["Bars:", "", *bars(data)]), *_share(data)]
+    parts.append("\n".join(["Where we lose:", "", *(_losses(data) or ["- nowhere in these tables"])]))
     if rows := error_over_seconds():
         parts.append(rows)
     env = data["environment"]
@@ -53,12 +62,7 @@ def bars(data: Case) -> list[str]:
     lines = [
         _bar("a row of ddim below diffusers' DDIM, 1x3x32x32", find(small, "DDIM", "diffusers"), row, 15),
         _bar("a row of ddim below diffusers' UniPC, 1x3x32x32", find(small, "UniPCMultistep", "diffusers"), row, 100),
-        _bar(
-            "copy bound over a row of ddim, 64x3x64x64",
-            [1.5 * t for t in find(large, "copy", "torch")],
-            find(large, "ddim"),
-            1 / 1.5,
-        ),
+        _bound([1.5 * t for t in find(large, "copy", "torch")], find(large, "ddim")),
     ]
     made = [one["made"] for case in data["samplers"] for one in case["rows"] if one["library"] == "odediff"]
     most = max(made, default=0.0)
@@ -101,45 +105,69 @@ def _bar(what: str, over: list[float], under: list[float], least: float) -> str:
     return f"- {'pass' if got >= least else 'MISS'}: {what} {got:.2f}x (bar {least:.3g}x)"
 
 
+def _bound(bound: list[float], row: list[float]) -> str:
+    what = "a row of ddim over the copy bound, 64x3x64x64"
+    if not bound or not row:
+        return f"- not measured: {what} (bar at most 1.5x)"
+    got = ratio(row, bound)[1]
+    return f"- {'pass' if got <= 1.5 else 'MISS'}: {what} {got:.2f}x (bar at most 1.5x)"
+
+
+def _losses(data: Case) -> list[str]:
+    """A line for each peer that is faster than what we have for the same."""
+    lines = []
+    for case in data["samplers"]:
+        shape = "x".join(map(str, case["shape"]))
+        for name, (library, theirs) in ((n, one) for n, peers in SAME.items() for one in peers):
+            ours, other = find(case["rows"], name), find(case["rows"], theirs, library)
+            if ours and other and (by := ratio(ours, other)[1]) > 1:
+                lines.append(f"- {shape}: {library} {theirs} is faster than odediff {name} ({by:.2f} times)")
+    for case in data["images"]:
+        rows = {row["name"]: row["rounds"] for row in case["rows"] if "rounds" in row}
+        ours = {name for name in rows if name.startswith("odediff")}
+        peer = min(rows.keys() - ours, key=lambda name: np.median(rows[name]), default=None)
+        if peer is None or not ours:
+            continue
+        best = min(ours, key=lambda name: np.median(rows[name]))
+        for name, what in {"odediff, torch": "the default backend", best: "our fastest"}.items():
+            if name in rows and (by := ratio(rows[name], rows[peer])[1]) > 1:
+                where = f"{case['model']}, {case['dtype']}, batch {case['batch']}"
+                lines.append(f"- {where}: {peer} is faster than {name}, {what} ({by:.2f} times)")
+    return lines
+
+
 def _samplers(cases: list[Case]) -> str:
     """The table of what an evaluation costs beside the network."""
     shapes = ["x".join(map(str, case["shape"])) for case in cases]
-    head = [
-        "library",
-        "sampler",
-        *(f"us, {shape} \\| over the copy bound" for shape in shapes),
-        "passes",
-        "new tensors",
-    ]
+    each = [cell for shape in shapes for cell in (f"us, {shape}", "x copy bound")]
+    head = ["library", "sampler", *each, "passes", "new tensors"]
     lines = [_line(head), "|---" * len(head) + "|"]
     for k, row in enumerate(cases[0]["rows"]):
         each = []
         for case in cases:
-            here, copy = case["rows"][k], find(case["rows"], "copy", "torch")
-            over = ratio(here["rounds"], [1.5 * t for t in copy])[1]
-            each.append(f"{1e6 * np.median(here['rounds']):.1f} \\| {over:.1f}")
+            here, copy = case["rows"][k]["rounds"], find(case["rows"], "copy", "torch")
+            each += [f"{1e6 * np.median(here):.1f}", f"{ratio(here, [1.5 * t for t in copy])[1]:.1f}"]
         lines.append(_line([row["library"], row["name"], *each, f"{row['streams']:.1f}", f"{row['made']:.1f}"]))
     note = (
-        "Per evaluation, the network left out: microseconds, and the time over the copy bound: that of 3 passes, what a "
-        "row with one term needs, at the speed of a copy; with k > 1 predictions it needs k + 3. Start and finish of our "
-        "samples are in our time, `set_timesteps` is not in diffusers'. Passes are reads and writes by operations, in "
-        "sizes of the state; of one larger than 2^17 numbers we do a block at a time, so that memory sees fewer. *With "
-        "Model*: the times that a network is given and the check of what it returns, too."
+        "Per evaluation, the network left out: microseconds, and the time over the copy bound: that of 3 passes, what "
+        "a row with one term needs, at the speed of a copy; with k > 1 predictions it needs k + 3. Start and finish of "
+        "our samples are in our time, `set_timesteps` is not in diffusers'. Passes are reads and writes by operations, "
+        "in sizes of the state; of one larger than 2^17 numbers we do a block at a time, so that memory sees fewer. "
+        "*With Model*: the times that a network is given and the check of what it returns, too."
     )
     return "\n".join(["What a sampler costs without the network:", "", *lines, "", note])
 
 
 def _images(cases: list[Case]) -> str:
     first = cases[0]
-    head = ["way"]
-    for case in cases:
-        head.append(f"images/s, batch {case['batch']} \\| ms a batch \\| x diffusers eager (quartiles) \\| of the peak")
-    head.append(f"peak MB, batch {cases[-1]['batch']}")
+    columns = ("ms", "x diffusers eager (quartiles)", "of the peak")
+    each = [cell for case in cases for cell in (f"images/s, batch {case['batch']}", *columns)]
+    head = ["way", *each, f"peak MB, batch {cases[-1]['batch']}"]
     lines = [_line(head), "|---" * len(head) + "|"]
     for name in dict.fromkeys(row["name"] for case in cases for row in case["rows"]):
-        each = [_speed(case, name) for case in cases]
+        each = [cell for case in cases for cell in _speed(case, name)]
         peak = next((row.get("peak") for row in cases[-1]["rows"] if row["name"] == name), None)
-        lines.append(_line([name, *each, "" if peak is None else f"{peak / 1e6:.0f}"]))
+        lines.append(_line([name, *each, "" if peak is None or name in COMPILED else f"{peak / 1e6:.0f}"]))
     errors = {row["name"]: row["error"] for case in cases for row in case["rows"] if "error" in row}
     notes = [f"Not available: {name}: {why}" for name, why in errors.items()]
     what = f"{NAMES[first['model']]}, {first['parameters'] / 1e6:.1f}M parameters, {first['dtype']}"
@@ -149,15 +177,25 @@ def _images(cases: list[Case]) -> str:
     return "\n".join([f"{what}, DDIM, {first['nfe']} evaluations:", "", *lines, "", *notes, *[""] * bool(notes), last])
 
 
-def _speed(case: Case, name: str) -> str:
+def _left_out(cases: list[Case], device: str) -> list[str]:
+    """What a run without arguments does not take the time for."""
+    batches = [case["batch"] for case in cases]
+    missing = [str(n) for n in ((1, 8, 64, 256, 1024) if device == "cuda" else (1, 8, 64)) if n not in batches]
+    eager = [str(case["batch"]) for case in cases if not any(find(case["rows"], name) for name in COMPILED)]
+    said = [f"batches of {', '.join(missing)}"] * bool(missing)
+    said += [f"what compiles at batches of {', '.join(eager)}"] * bool(eager)
+    return [f"Left out: {'; '.join(said)}."] * bool(said)
+
+
+def _speed(case: Case, name: str) -> list[str]:
     here, base = find(case["rows"], name), find(case["rows"], "diffusers, eager")
     if not here:
-        return ""
+        return [""] * 4
     middle = float(np.median(here))
     low, half, high = ratio(base, here) if base else (np.nan,) * 3
     share = case["flops"] / case["peak"] / middle
-    times = f"{case['batch'] / middle:.3g} \\| {1e3 * middle:.3g}"
-    return f"{times} \\| {half:.2f} ({low:.2f} to {high:.2f}) \\| {share:.0%}"
+    times = [f"{case['batch'] / middle:.3g}", f"{1e3 * middle:.0f}" if middle > 0.1 else f"{1e3 * middle:.3g}"]
+    return [*times, f"{half:.2f} ({low:.2f} to {high:.2f})", f"{share:.0%}"]
 
 
 def _share(data: Case) -> list[str]:
@@ -181,15 +219,16 @@ def error_over_seconds(name: str = "mnist", budgets: tuple[str, ...] = ("10", "2
     if not path.exists():
         return ""
     data = json.loads(path.read_text())
-    at = {key: data["columns"].index(key) for key in ("median", "cpu", "error")}
+    at = {key: data["columns"].index(key) for key in ("median", "cpu")}
     settings = [json.loads(one) for one in data["settings"]]
-    lines = [_line(["library", *(f"error \\| ms a sample, {n} evaluations" for n in budgets)]), "|---|---|---|"]
+    each = [cell for n in budgets for cell in (f"error, {n} evaluations", "ms a sample")]
+    lines = [_line(["library", *each]), "|---" * (1 + len(each)) + "|"]
     for family in dict.fromkeys(one[0] for one in settings):
         each = []
         for n in budgets:
             rows = [one[2][n] for one in settings if one[0] == family and n in one[2] and len(one[2][n]) > at["cpu"]]
             best = min((row for row in rows if row[at["median"]] is not None), key=lambda row: row[at["median"]])
-            each.append(f"{best[at['median']]:.4f} \\| {1e3 * best[at['cpu']]:.2f}")
+            each += [f"{best[at['median']]:.4f}", f"{1e3 * best[at['cpu']]:.2f}"]
         lines.append(_line([family, *each]))
     head = f"Error over seconds on `{name}`, each library's most accurate setting of a budget (docs/solvers.md):"
     return "\n".join([head, "", *lines])
@@ -244,6 +283,7 @@ def plot(data: Case, folder: Path = PLOTS) -> list[Path]:
         colors = ["tab:blue" if row["library"] == "odediff" else "silver" for row in rows]
         axis.barh([f"{row['library']} {row['name']}" for row in rows], micro, color=colors)
         axis.set(xscale="log", title="x".join(map(str, case["shape"])), xlabel="us an evaluation, network left out")
+        axis.xaxis.set_minor_formatter("")
     paths.append(folder / "samplers.png")
     figure.savefig(paths[-1], dpi=110)
     cases = [case for case in data["images"] if case["dtype"] == "float32"]

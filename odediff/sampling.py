@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -112,11 +113,13 @@ class Sampler:
         def z(i: int) -> Tensor:
             return normal(batch, i + 1, model.shape, device=x.device, dtype=x.dtype)
 
-        with evaluating(model), tqdm(total=plan.nfe, disable=not progress, desc=plan.method, unit="eval") as bar:
+        shown = tqdm(total=plan.nfe, desc=plan.method, unit="eval") if progress else nullcontext()
+        with evaluating(model), shown as bar:
             if self._recorder is not None and callback is None:
                 label = None if label is None else label.expand(len(x)).to(x.device)
                 x = self._recorder(x, label, [z(i) for i in np.flatnonzero(plan.c).tolist()])
-                bar.update(plan.nfe)
+                if bar is not None:
+                    bar.update(plan.nfe)
             elif self.backend == "triton" and callback is None:
                 x = self._staged(x, label, batch, bar)
             else:
@@ -124,7 +127,12 @@ class Sampler:
         return finish(model, x)
 
     def _loop(
-        self, x: Tensor, label: Tensor | None, z: Callable[[int], Tensor], callback: Callback | None, bar: tqdm[Any]
+        self,
+        x: Tensor,
+        label: Tensor | None,
+        z: Callable[[int], Tensor],
+        callback: Callback | None,
+        bar: tqdm[Any] | None,
     ) -> None:
         """All rows, on x in place. z: the noise of a row."""
         plan, predict = self.plan, self.prediction
@@ -143,9 +151,10 @@ class Sampler:
             advance_(x, step.a, terms)
             if callback is not None:
                 callback(i, x.clone(), x0)
-            bar.update()
+            if bar is not None:
+                bar.update()
 
-    def _staged(self, x: Tensor, label: Tensor | None, batch: Streams, bar: tqdm[Any]) -> Tensor:
+    def _staged(self, x: Tensor, label: Tensor | None, batch: Streams, bar: tqdm[Any] | None) -> Tensor:
         """All rows, each in one kernel; the network is called as it is."""
         from .kernels.stage import Stage
 
@@ -156,14 +165,14 @@ class Sampler:
         for _ in range(self.plan.nfe):
             out = self.model.net(stage.input, stage.times, *(() if labels is None else (labels,)))
             stage(getattr(out, "sample", out).contiguous())
-            bar.update()
+            if bar is not None:
+                bar.update()
         return stage.x
 
     def _recorded(self, x: Tensor, label: Tensor | None, noise: list[Tensor]) -> None:
         """The loop as it is recorded: noise that is drawn beforehand, no callback."""
         drawn = dict(zip(np.flatnonzero(self.plan.c).tolist(), noise, strict=True))
-        with tqdm(disable=True) as bar:
-            self._loop(x, label, drawn.__getitem__, None, bar)
+        self._loop(x, label, drawn.__getitem__, None, None)
 
 
 def sample(
