@@ -125,7 +125,9 @@ def test_tensorrts_documentation_takes_the_file_made_for_it_and_not_the_processo
 
 def test_int8_is_measured_over_all_batches_together_and_dropped_if_it_is_off(plain, tmp_path, monkeypatch):
     monkeypatch.setitem(parity.BOUNDS["images"], "int8", 1e-6)
-    with pytest.raises(parity.ParityError, match=r"images is off by .* at batch 8, more than 1e-06, the bound of int8"):
+    with pytest.raises(
+        parity.ParityError, match=r"images is off by .* in 8 samples, more than 1e-06, the bound of int8"
+    ):
         odediff.export(plain[0], tmp_path / "s.onnx", "ddim", 3, precision="int8", calibration=1)
     assert list(tmp_path.iterdir()) == []
 
