@@ -20,6 +20,10 @@ from odediff.methods.rule import RULE
 PAGE = README.parent / "docs" / "solvers.md"
 PLOTS = README.parent / "docs" / "solvers"
 MEAN = (5, 30)  # the budgets that geometric means run over
+PUBLISHED = (  # a method with its paper's weights, the same one by exact integration, and their frame
+    *(("dpmpp_2m", "ab2", "x0", "lam"), ("dpmpp_3m", "ab3", "x0", "lam"), ("unipc_2", "abm2", "x0", "lam")),
+    *(("unipc_3", "abm3", "x0", "lam"), ("ipndm", "ab4", "eps", "rho")),
+)
 NETWORK_WEIGHT = 3.0  # of a network among the problems: closed-form problems mislead
 
 Cells = dict[tuple[str, int], Rows]
@@ -256,6 +260,7 @@ def report(data: dict[str, Any], measure: str) -> None:
     note = f"{len(rows)} runs, {failed} failed. {doubts}. {last['device']}, {versions}, commit {commits}."
     write_block("solvers", tables(rows, measure) + "\n" + note, PAGE)
     write_block("methods", methods_table(rows, measure), PAGE)
+    write_block("published", published_table(rows, measure), PAGE.parent / "methods.md")
     write_block("rule", f"{rule_of_thumb()}\n\n{bars(found, measure)}", PAGE)
 
 
@@ -279,6 +284,29 @@ def ahead_from(ratios: dict[int, list[float]]) -> int | None:
     budgets = sorted(ratios, reverse=True)
     behind = next((k for k, nfe in enumerate(budgets) if max(ratios[nfe]) >= 1.0), len(budgets))
     return budgets[behind - 1] if behind else None
+
+
+def published_table(rows: Rows, measure: str) -> str:
+    """Error by exact integration over that of the published weights: geometric means over 3 to 20 evaluations."""
+    found = {
+        (r["problem"], r["setting"], r["nfe"]): r[measure] for r in rows if r["family"] == "odediff" and measure in r
+    }
+    names = {"gaussian": "normal data", "modes": "eight modes", "digits": "digits mixture"}
+    names |= {"mnist": "MNIST network", "fashion": "Fashion-MNIST network"}
+    lines = ["| published | exact | " + " | ".join(names.values()) + " |", "|---|---" + "|---" * len(names) + "|"]
+    for published, exact, space, variable in PUBLISHED:
+        setting = f"space={space} variable={variable} grid=quadratic"
+        cells = []
+        for problem in names:
+            pairs = [
+                [found.get((problem, f"{name} {setting}", nfe)) for name in (exact, published)]
+                for nfe in NFE
+                if nfe <= 20
+            ]
+            over = [one / other for one, other in pairs if one is not None and other is not None]
+            cells.append(f"{geometric(over):.2f}" if over else "")
+        lines.append(f"| `{published}` | `{exact}` ({space}, {variable}) | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def methods_table(rows: Rows, measure: str) -> str:

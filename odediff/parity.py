@@ -6,13 +6,11 @@
 
 The model is run as it is, in float32, whatever the file's precision. Samples, and int8's outputs, are taken from all
 batches together. A few samples lie where the flow parts, and there the last bit grows, in eager torch from one machine
-to another as much as here: of 320 samples of the bundled network at 10 evaluations one reached 1e-5, and the median was
-3e-7. So the median is held to the bound, and the largest to a hundred times that.
+to another as much as here. So the median is held to the bound, and the largest to a hundred times that.
 
-int8 is no rounding of fp32: its bounds tell a calibrated file from a broken one. Measured on the bundled models, 12
-draws for each of 8 files: outputs on unit normal noise at any time up to 0.10, images up to 0.09; single images, which
-may change, up to 0.25. Where almost no noise is left, a network that predicts it is off by more: 0.7 at the last row of
-a trajectory, which the plan weighs with that little noise.
+int8 is no rounding of fp32: its bounds tell a calibrated file from a broken one, and single images may change. Where
+almost no noise is left, a network that predicts it is off by more than on the unit normal noise that is tried here, but
+the plan weighs that row with as little noise.
 """
 
 from __future__ import annotations

@@ -76,11 +76,11 @@ class Sampler:
                 f"the network knows whole times only, the plan has t = {fractional[0]:.3f}; use plan(..., snap=True)"
             )
         self.backend, self.why = choose(backend, model)
-        runs = runner(self.backend, model)
-        self.prediction = Prediction(runs, guidance=guidance, clip=clip, threshold=threshold, clip_eps=clip_eps)
+        self.prediction = Prediction(model, guidance=guidance, clip=clip, threshold=threshold, clip_eps=clip_eps)
         self._rows = self.prediction.of_plan(plan)
         to_d = [row.to_d for row in self._rows]
         self._steps = steps(plan.a, plan.b, plan.c, to_d, self.prediction.limits is not None)
+        self.prediction.model = runner(self.backend, model)  # last: it may take minutes
         self._recorder = Recorder(self._recorded) if self.backend == "cudagraph" else None
 
     def __call__(

@@ -169,3 +169,9 @@ def test_a_cuda_graph_draws_what_torch_draws_without_waiting(name, nfe, options,
         sampler._recorder(kept.x.clone(), label, [z.clone() for z in kept.noise])
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_bad_options_are_refused_before_a_backend_prepares(monkeypatch):
+    monkeypatch.setattr("odediff.sampling.runner", lambda *_: pytest.fail("prepared"))
+    with pytest.raises(ValueError, match="needs a class-conditional model"):
+        odediff.Sampler(tiny(), odediff.plan("ddim", LINEAR, 2), guidance=2.0, backend="onnx")

@@ -55,26 +55,28 @@ def load(
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
     else:
-        missing = [name for name, value in foreign.items() if value is None]
-        if missing:
-            raise ValueError(f"{path} was not exported by odediff: give {', '.join(missing)} of the network in it")
-        assert schedule is not None and prediction is not None and shape is not None
-        limits: Any = None if range is None else tuple(range)
-        taken, dims = summary.inputs.get((names or {}).get("sample", "sample"), ("", ()))
-        about = About(
-            prediction=prediction,
-            schedule=dict(schedule.identity),
-            shape=tuple(shape),
-            range=limits,
-            integer_times=integer_times,
-            num_classes=num_classes,
-            precision="fp16" if taken == "float16" else "fp32",
-            batch=dims[0] if dims and isinstance(dims[0], int) else None,
-        )
+        more = {"range": None if range is None else tuple(range), "integer_times": integer_times}
+        about = _foreign(path, summary, (names or {}).get("sample", "sample"), foreign, num_classes=num_classes, **more)
     kind = OnnxModel if about.plan is None else OnnxSampler
     found = _names(path, about, summary, names or {})
     options.check(about.batch)
     return kind(path, about, summary, found, options)
+
+
+def _foreign(path: Path, summary: wire.Summary, sample: str, needed: Mapping[str, Any], **more: Any) -> About:
+    """What is said of a network that odediff did not export. ValueError: something that is needed is not."""
+    missing = [name for name, value in needed.items() if value is None]
+    if missing:
+        raise ValueError(f"{path} was not exported by odediff: give {', '.join(missing)} of the network in it")
+    taken, dims = summary.inputs.get(sample, ("", ()))
+    return About(
+        prediction=needed["prediction"],
+        schedule=dict(needed["schedule"].identity),
+        shape=tuple(needed["shape"]),
+        precision="fp16" if taken == "float16" else "fp32",
+        batch=dims[0] if dims and isinstance(dims[0], int) else None,
+        **more,
+    )
 
 
 def _names(path: Path, about: About, summary: wire.Summary, given: Mapping[str, str]) -> dict[str, str]:

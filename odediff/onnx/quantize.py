@@ -3,10 +3,9 @@
     x_q = clamp(round(x / s) + z),    x ~ s (x_q - z)        weights: z = 0, one s per output channel
 
 The ranges behind s are the extremes of each value over the network's inputs on the model's own trajectories, all rows
-of the plan, so that every noise level is covered. Measured on a bundled model: means of the rows' extremes, or the
-99.9th percentile, make the images' error two to four times as large, the 99.99th a fifth to a third larger, and the
-99.999th changes no more than chance. onnxruntime's quantiser writes the nodes; its CPU provider, and TensorRT by its
-documentation, compute such a group in integers.
+of the plan, so that every noise level is covered; means of the rows' extremes and percentiles gave worse images, even
+where the network's own error was smaller. onnxruntime's quantiser writes the nodes; its CPU provider, and TensorRT by
+its documentation, compute such a group in integers.
 
 What stays in float32: the products of attention, norms, activations and sums; and the layers at both ends of the
 network, since the last rows of a plan ask for noise that is smaller than one step of an int8 image.

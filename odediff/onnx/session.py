@@ -15,6 +15,7 @@ from ..model import Model
 from .describing import described
 from .graph import LARGEST
 from .live import peak_bytes
+from .loading import load
 from .metadata import KEY
 from .network import bare, traced
 from .rewriting import simplify
@@ -28,8 +29,6 @@ def in_onnxruntime(model: Model) -> OnnxModel:
     The folder goes with the last reference to what is returned.
     ValueError: the network cannot be traced.  ParityError: onnxruntime computes something else.
     """
-    from .loading import load
-
     precision = "fp16" if model.dtype == torch.float16 else "fp32"
     made = traced(model, opset=ONNXRUNTIME, batch=None, precision=precision)
     simplify(made)
