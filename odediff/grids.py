@@ -119,12 +119,17 @@ def _power(grid: str) -> tuple[float, float] | None:
     kind, *numbers = grid.split(":")
     if kind != "power" or len(numbers) not in (1, 2):
         raise unknown("grid", grid, (*GRIDS, "power:P", "power:P:S"), " or pass an array of times")
-    try:
-        power, last = (*map(float, numbers), 1.0)[:2]
-    except ValueError:
-        power = last = np.nan
+    power, last = (_number(text) for text in (*numbers, "1")[:2])
     if not 1.0 <= power <= 4.0:
         raise ValueError(f"grid {grid!r}: the power must be a number from 1 to 4, such as power:1.5")
     if not 0.0 < last <= 1.0:
         raise ValueError(f"grid {grid!r}: the last step's width must be a number above 0 to 1, such as power:1.5:0.5")
     return power, last
+
+
+def _number(text: str) -> float:
+    """The number, NaN if it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return np.nan

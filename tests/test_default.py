@@ -57,6 +57,8 @@ def test_a_grid_of_ones_own_and_no_options():
             plan(None, schedule, 12, **options)
     with pytest.raises(ValueError, match="nfe=0"):
         plan(None, schedule, 0)
+    with pytest.raises(ValueError, match="schedule must be an odediff.schedule.Schedule"):
+        plan(None, "linear", 8)
 
 
 def test_sample_takes_it():

@@ -199,7 +199,7 @@ def test_grids_are_their_formulae() -> None:
         ("power:nan", [1], False, "grid 'power:nan': the power must be a number from 1 to 4"),
         ("power:1.5:0", [1], False, "grid 'power:1.5:0': the last step's width must be a number above 0 to 1"),
         ("power:1.5:1.1", [1], False, "the last step's width must be a number above 0 to 1, such as power:1.5:0.5"),
-        ("power:1.5:half", [1], False, "the power must be a number"),
+        ("power:1.5:half", [1], False, "the last step's width must be a number above 0 to 1"),
         ("power:1:1:1", [1], False, "unknown grid 'power:1:1:1'"),
         ("power", [1], False, "unknown grid 'power'; did you mean power:P"),
         ("cube:3", [1], False, "unknown grid 'cube:3'; choose uniform"),

@@ -57,6 +57,8 @@ def plan(
     PrecisionWarning: rows lose float32 (`Plan.amplification` above 2^10), or an Adams method lowered its order where
     its weights would have; the times are in the plan's `args["lowered"]`.
     """
+    if not isinstance(schedule, Schedule):
+        raise ValueError(f"schedule must be an odediff.schedule.Schedule such as schedule.linear(), got {schedule!r}")
     if not isinstance(nfe, (int, np.integer)):
         raise ValueError(f"nfe={nfe!r} must be a whole number of evaluations, such as 20")
     if name is None:
@@ -65,8 +67,6 @@ def plan(
         _, name, space, variable, best = default(nfe)
         grid = best if grid is None and schedule.grid is None else grid
     method = _known(name, "; torchdiffeq's, such as dopri5, have no table: see odediff.solve")
-    if not isinstance(schedule, Schedule):
-        raise ValueError(f"schedule must be an odediff.schedule.Schedule such as schedule.linear(), got {schedule!r}")
     closing = end is None or (_is_number(end) and bool(end == schedule.t_end))
     full = checked(name, method, args)
     nfe = _budget(name, method.min_nfe if closing else max(1, method.min_nfe - 1), nfe)
