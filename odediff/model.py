@@ -132,7 +132,7 @@ class Model:
         # a float16 or bfloat16 time would lose steps
         kind = torch.int64 if self.integer_times else torch.promote_types(dtype, torch.float32)
         times = torch.full((len(x),), t, dtype=kind, device=x.device)
-        x_in = x.to(dtype)
+        x_in = x if x.dtype is dtype else x.to(dtype)
         if self.num_classes is not None:
             label = torch.full((len(x),), self.num_classes, device=x.device) if label is None else label
             out = self.net(x_in, times, label)
@@ -146,7 +146,7 @@ class Model:
             raise ValueError(
                 f"the network returned {got} for an input of shape {tuple(x.shape)}; expected the same shape"
             )
-        return out.to(x.dtype)
+        return out if out.dtype is x.dtype else out.to(x.dtype)
 
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write `model.safetensors` and `model.json` into `folder`; an interrupted save leaves the old pair as it was.

@@ -149,7 +149,7 @@ class Prediction:
         if self.limits is None:
             return mix(row.to_d[0], x, row.to_d[1], out, into)
         m, p, q = row.back
-        return limited(m, self.x0(x, out, row), p, x, q, out)
+        return limited(m, self.x0(x, out, row), p, x, q, out, into)
 
     def x0(self, x: Tensor, out: Tensor, row: Row) -> Tensor:
         """The predicted x0 within its limits, a new tensor."""

@@ -24,7 +24,7 @@ from .philox import Seed, Streams
 from .plans import Plan
 from .prediction import Clip, Label, Prediction, checked_label, implied_count
 from .running import evaluating, finish, start
-from .step import advance_, shares_memory, steps
+from .step import Rows
 
 Callback = Callable[[int, Tensor, Tensor], None]
 
@@ -77,9 +77,9 @@ class Sampler:
             )
         self.backend, self.why = choose(backend, model)
         self.prediction = Prediction(model, guidance=guidance, clip=clip, threshold=threshold, clip_eps=clip_eps)
-        self._rows = self.prediction.of_plan(plan)
-        to_d = [row.to_d for row in self._rows]
-        self._steps = steps(plan.a, plan.b, plan.c, to_d, self.prediction.limits is not None)
+        made, limited = self.prediction.of_plan(plan), self.prediction.limits is not None
+        self._rows = list(zip(plan.t.tolist(), made, (plan.c != 0).tolist(), strict=True))
+        self._update = Rows(plan.a, plan.b, plan.c, [row.to_d for row in made], limited)
         self.prediction.model = runner(self.backend, model)  # last: it may take minutes
         self._recorder = Recorder(self._recorded) if self.backend == "cudagraph" else None
 
@@ -135,21 +135,16 @@ class Sampler:
         bar: tqdm[Any] | None,
     ) -> None:
         """All rows, on x in place. z: the noise of a row."""
-        plan, predict = self.plan, self.prediction
+        predict, limited = self.prediction, self.prediction.limits is not None
         network = predict.network(label, x)
-        past: list[Tensor] = [torch.empty_like(x) for _ in range(plan.depth if any(s.keep for s in self._steps) else 0)]
-        for i, (t, row, step) in enumerate(zip(plan.t.tolist(), self._rows, self._steps, strict=True)):
-            out = network(x, t)
-            if shares_memory(out, x):  # a network that gives back its input
-                out = out.clone()
-            x0 = x if callback is None else predict.x0(x, out, row)
-            if step.keep:
-                past[i % len(past)] = predict.d(x, out, row, past[i % len(past)])
-            terms = [(w, out if k is None else past[(i - k) % len(past)]) for w, k in step.terms]
-            if step.c:
-                terms.append((step.c, z(i)))
-            advance_(x, step.a, terms)
-            if callback is not None:
+        advance, ring = self._update.on(x)
+        for i, (t, row, noisy) in enumerate(self._rows):
+            out = network(x, t)  # before x changes, in place
+            x0 = None if callback is None else predict.x0(x, out, row)
+            if limited:
+                predict.d(x, out, row, ring[i % len(ring)])
+            advance(i, out, z(i) if noisy else None)
+            if callback is not None and x0 is not None:
                 callback(i, x.clone(), x0)
             if bar is not None:
                 bar.update()

@@ -5,12 +5,13 @@
     x' = a x + sum_j b_j d_j + c z                             in place
 
 Coefficients are Python floats (float64); the state is float32, or float64 for proofs. Casts of the state happen here
-only.
+only. On a CPU a row is one call of kernels/row.c, which does the same to the bit, where that is built and the tensors
+are contiguous.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,11 +21,18 @@ from torch import Tensor
 from .schedule import Array
 from .spaces import space_pair
 
-Rows = list[tuple[float, float]]
+try:
+    from ._row import INSTRUCTIONS
+    from ._row import row as _row
+except ModuleNotFoundError:  # no compiler was there
+    INSTRUCTIONS, _row = None, None  # type: ignore[assignment]
+
+Advance = Callable[[int, Tensor, Tensor | None], None]
+Pairs = list[tuple[float, float]]
 BLOCK = 2**16  # numbers at a time, which stay in a core's cache between two operations
 
 
-def conversion(prediction: str, space: str | tuple[Array, Array], alpha: Array, sigma: Array) -> Rows:
+def conversion(prediction: str, space: str | tuple[Array, Array], alpha: Array, sigma: Array) -> Pairs:
     """(p, q) per row of d = p x + q out, which turns a network's `prediction` into `space`.
 
     With out = u_n x0 + w_n eps, d = u x0 + w eps and D = alpha w_n - sigma u_n:
@@ -81,9 +89,9 @@ def thresholded(x0: Tensor, quantile: float, limits: tuple[float, float]) -> Ten
     return y.clamp_(-s, s).mul_(half / s).add_(middle).view_as(x0)
 
 
-def limited(m: float, x0: Tensor, p: float, x: Tensor, q: float, out: Tensor) -> Tensor:
-    """m x0 + p x + q out, in the state's dtype; overwrites x0."""
-    d = x0.mul_(m).add_(x, alpha=p)
+def limited(m: float, x0: Tensor, p: float, x: Tensor, q: float, out: Tensor, into: Tensor | None = None) -> Tensor:
+    """m x0 + p x + q out, in the state's dtype; in x0, or in `into`."""
+    d = torch.mul(x0, m, out=x0 if into is None else into).add_(x, alpha=p)
     return d.add_(out.to(x.dtype), alpha=q) if q else d
 
 
@@ -102,7 +110,7 @@ class Step(NamedTuple):
     c: float
 
 
-def steps(a: Array, b: Array, c: Array, to_d: Rows, limited: bool) -> list[Step]:
+def steps(a: Array, b: Array, c: Array, to_d: Pairs, limited: bool) -> list[Step]:
     """The rows of a table (S,), (S, K), (S,) with as few terms as they can have."""
     made = []
     for i, (p, q) in enumerate(to_d):
@@ -116,6 +124,64 @@ def steps(a: Array, b: Array, c: Array, to_d: Rows, limited: bool) -> list[Step]
             own = ((weight * q, None),) if weight else ()
             made.append(Step(False, p, q, float(a[i]) + weight * p, own + past, float(c[i])))
     return made
+
+
+class Rows:
+    """The rows of a table (S,), (S, K), (S,), ready to run on any state.
+
+    to_d: (p, q) of d = p x + q out.  limited: d is made by somebody else, and lies in `ring` when a row begins.
+    """
+
+    def __init__(self, a: Array, b: Array, c: Array, to_d: Pairs, limited: bool) -> None:
+        self.steps, self.limited = steps(a, b, c, to_d, limited), limited
+        self.depth = b.shape[1] if any(step.keep for step in self.steps) else 0
+        rows = [self._coefficients(step) for step in self.steps]
+        self._table = torch.tensor(rows, dtype=torch.float64, device="cpu")
+
+    def _coefficients(self, step: Step) -> list[float]:
+        """What kernels/row.c reads: kept, p, q, a, w, c, b_0 .. b_{K-1}."""
+        weights = {k: w for w, k in step.terms}
+        mine = [float(step.keep and not self.limited), step.p, step.q, step.a, weights.get(None, 0.0), step.c]
+        return mine + [weights.get(k, 0.0) for k in range(self.depth)]
+
+    def on(self, x: Tensor) -> tuple[Advance, list[Tensor]]:
+        """`advance(i, out, z)`, row i on x in place, and the ring, whose slot i mod K holds d[i].
+
+        out: the network's output, of x's shape, only read.  z: the row's noise, None where c = 0.  Above 2^17 numbers
+        several threads of aten are quicker than the kernel, which has one.
+        """
+        row, size, depth, dtype = _row, x.numel(), self.depth, x.dtype
+        if row is None or not (x.is_cpu and x.is_contiguous()) or (size > 2 * BLOCK and torch.get_num_threads() > 1):
+            ring = [torch.empty_like(x) for _ in range(depth)]
+            return self._in_aten(x, ring), ring
+        ring = list(x.new_empty((depth, *x.shape))) if depth else []
+        eager, first = self._in_aten(x, ring), ring[0].data_ptr() if ring else 0
+        table, start, width = self._table.data_ptr(), x.data_ptr(), x.itemsize
+
+        def plain(y: Tensor) -> bool:
+            return y.dtype is dtype and y.is_cpu and y.is_contiguous() and y.numel() == size and not y.is_neg()
+
+        def advance(i: int, out: Tensor, z: Tensor | None) -> None:
+            at = out.data_ptr() if plain(out) and (z is None or plain(z)) else 0  # 0, too, of zeros without memory
+            if not at or abs(at - start) < size * width:
+                return eager(i, out, z)
+            row(start, at, first, 0 if z is None else z.data_ptr(), table, size, depth, i, width)
+
+        return advance, ring
+
+    def _in_aten(self, x: Tensor, ring: list[Tensor]) -> Advance:
+        """The truth that the kernel is held to."""
+
+        def advance(i: int, out: Tensor, z: Tensor | None) -> None:
+            step = self.steps[i]
+            if shares_memory(out, x):  # a network that gives back its input
+                out = out.clone()
+            if step.keep and not self.limited:
+                mix(step.p, x, step.q, out, ring[i % self.depth])
+            terms = [(w, out if k is None else ring[(i - k) % self.depth]) for w, k in step.terms]
+            advance_(x, step.a, terms if z is None else [*terms, (step.c, z)])
+
+        return advance
 
 
 def shares_memory(one: Tensor, other: Tensor) -> bool:

@@ -4,12 +4,14 @@ import ast
 import importlib.metadata
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,6 +62,21 @@ def python(
     done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
+
+
+def info(**how: Any) -> list[str]:
+    return python("-m", "odediff", "info", **how)
+
+
+def has_compiler() -> bool:
+    """Whether what built this Python is here to build an extension."""
+    command = shlex.split(sysconfig.get_config_var("CC") or "cc")
+    return shutil.which(command[0]) is not None and Path(sysconfig.get_path("include"), "Python.h").is_file()
+
+
+COMPILED = f"odediff/_row{sysconfig.get_config_var('EXT_SUFFIX')}"
+KERNEL = "rows on a CPU   one C kernel, "
+ATEN = "rows on a CPU   aten; the C kernel, which is quicker, is built where odediff is installed with a C compiler at hand"
 
 
 def check_first_lines(lines: list[str], home: Path, folder: Path) -> None:
@@ -152,9 +169,8 @@ def checkout(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.mark.slow
 def test_a_bare_checkout_on_pythonpath_samples(checkout, tmp_path):
     check_first_lines(python("-c", FIRST_LINES, cwd=tmp_path, path=str(checkout)), checkout, tmp_path)
-    assert "bundled models  mnist, mnist_conditional" in python(
-        "-m", "odediff", "info", cwd=tmp_path, path=str(checkout)
-    )
+    lines = info(cwd=tmp_path, path=str(checkout))
+    assert "bundled models  mnist, mnist_conditional" in lines and lines[-1] == ATEN
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +214,7 @@ def test_the_wheel_holds_the_package_and_its_data_and_nothing_else(built, checko
     names = {line.split()[0] for line in listed.stdout.splitlines()[1:]}
     want = {str(path.relative_to(checkout)) for path in (checkout / "odediff").rglob("*") if path.is_file()}
     want = {name for name in want if not name.endswith(".pyc")}
+    want |= {COMPILED} if has_compiler() else set()
     assert {name for name in names if ".dist-info/" not in name} == want
     assert {"odediff/py.typed", "odediff/models/mnist/model.json", "odediff/models/mnist/model.safetensors"} <= want
     assert any(name.endswith("/LICENSE") for name in names)
@@ -207,6 +224,29 @@ def test_the_wheel_holds_the_package_and_its_data_and_nothing_else(built, checko
 def test_the_installed_wheel_samples_away_from_the_repository(clean, tmp_path):
     (site,) = clean.parents[1].glob("lib/python3*/site-packages")
     check_first_lines(python("-c", FIRST_LINES, executable=clean, cwd=tmp_path), site, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_installed_wheel_says_what_runs_its_rows(clean, tmp_path):
+    assert info(executable=clean, cwd=tmp_path)[-1].startswith(KERNEL if has_compiler() else ATEN)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_compiler(), reason="no C compiler, or no headers of Python's")
+def test_an_editable_install_builds_the_kernel_in_place_and_without_a_compiler_installs_all_else(
+    checkout, clean, tmp_path, monkeypatch
+):
+    source = shutil.copytree(checkout, tmp_path / "source")
+    command = ["-m", "pip", "--python", str(clean), "install", "--no-deps", "--no-index", "--no-build-isolation"]
+    for compiler, said in ((shutil.which("false"), ATEN), (None, KERNEL)):
+        if compiler:
+            monkeypatch.setenv("CC", compiler)
+        else:
+            monkeypatch.delenv("CC", raising=False)
+        python(*command, "--force-reinstall", "--target", str(tmp_path / said[16:18]), "-e", str(source))
+        assert (source / COMPILED).is_file() == (said == KERNEL)
+        assert info(cwd=tmp_path, path=str(source))[-1].startswith(said)
+    assert not (source / "build").exists()
 
 
 @pytest.mark.slow

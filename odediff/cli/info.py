@@ -15,7 +15,7 @@ from ..methods import METHODS, Method, cite
 from .options import Commands, add_command, count_parameters, print_facts
 
 _DESCRIPTION = """\
-Without NAME: the solvers, the time grids and the bundled models.
+Without NAME: the solvers, the time grids, the bundled models, and what runs a plan's rows on a CPU.
 With a solver's: its order, evaluations, frames, options and source.
 With a model's: its shape, size, noise schedule, prediction and provenance."""
 
@@ -61,7 +61,17 @@ def _print_all() -> None:
         where = f"{method.space:<6}{method.variable:<9}{method.grid:<11}{noise:<8}{method.source}, {method.where}"
         print(f"{name:<{width}}{numbers}  {where}")
     print()
-    print_facts([("grids", ", ".join(GRIDS)), ("bundled models", ", ".join(_bundled()) or "none")])
+    models = ", ".join(_bundled()) or "none"
+    print_facts([("grids", ", ".join(GRIDS)), ("bundled models", models), ("rows on a CPU", _rows())])
+
+
+def _rows() -> str:
+    """What runs a row of a plan on a CPU in this installation."""
+    try:
+        from .._row import INSTRUCTIONS
+    except ModuleNotFoundError:
+        return "aten; the C kernel, which is quicker, is built where odediff is installed with a C compiler at hand"
+    return f"one C kernel, {INSTRUCTIONS}"
 
 
 def _print_solver(name: str, method: Method) -> None:

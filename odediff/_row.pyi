@@ -1,0 +1,3 @@
+INSTRUCTIONS: str
+
+def row(x: int, out: int, ring: int, z: int, table: int, size: int, depth: int, i: int, width: int, /) -> None: ...
