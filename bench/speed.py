@@ -44,6 +44,7 @@ from speed_samplers import Loop, loops
 from tqdm import tqdm
 
 import odediff
+from odediff.step import INSTRUCTIONS
 
 SHAPES = ((1, 3, 32, 32), (16, 3, 32, 32), (4, 4, 64, 64), (64, 3, 64, 64))
 PLANS = {"DDIM": "ddim", "DPMSolverMultistep": "dpmpp_2m"}
@@ -194,6 +195,7 @@ def measure(todo: Work, shapes: tuple[tuple[int, ...], ...], rounds: int) -> dic
         "device": device.type,
         "clock": "wall time" if device.type == "cuda" else "CPU time on one pinned thread",
         "versions": speed_samplers.versions(),
+        "rows": INSTRUCTIONS,
         "samplers": [samplers(shape, rounds, device) for shape in shapes],
         "images": found,
     }

@@ -50,7 +50,8 @@ def text(data: Case) -> str:
         parts.append(rows)
     env = data["environment"]
     versions = ", ".join(f"{name} {found}" for name, found in data["versions"].items())
-    said = f"`bench/speed.py` on {env['device']}, torch {env['torch']}, {versions}, commit {env['commit']}"
+    rows = f"rows in one C kernel ({data['rows']})" if data.get("rows") else "rows in aten"
+    said = f"`bench/speed.py` on {env['device']}, torch {env['torch']}, {versions}, {rows}, commit {env['commit']}"
     return "\n\n".join([*parts, f"{said}; {data['clock']}, medians of rounds in which everything runs once."])
 
 
@@ -152,7 +153,7 @@ def _samplers(cases: list[Case]) -> str:
         "Per evaluation, the network left out: microseconds, and the time over the copy bound: that of 3 passes, what "
         "a row with one term needs, at the speed of a copy; with k > 1 predictions it needs k + 3. Start and finish of "
         "our samples are in our time, `set_timesteps` is not in diffusers'. Passes are reads and writes by operations, "
-        "in sizes of the state; of one larger than 2^17 numbers we do a block at a time, so that memory sees fewer. "
+        "in sizes of the state; without the C kernel our rows go a block at a time, so that memory sees fewer. "
         "*With Model*: the times that a network is given and the check of what it returns, too."
     )
     return "\n".join(["What a sampler costs without the network:", "", *lines, "", note])

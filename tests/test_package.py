@@ -76,7 +76,7 @@ def has_compiler() -> bool:
 
 COMPILED = f"odediff/_row{sysconfig.get_config_var('EXT_SUFFIX')}"
 KERNEL = "rows on a CPU   one C kernel, "
-ATEN = "rows on a CPU   aten; the C kernel, which is quicker, is built where odediff is installed with a C compiler at hand"
+ATEN = "rows on a CPU   aten; an installation with a C compiler at hand builds the kernel, which is quicker"
 
 
 def check_first_lines(lines: list[str], home: Path, folder: Path) -> None:

@@ -70,7 +70,7 @@ def _rows() -> str:
     try:
         from .._row import INSTRUCTIONS
     except ModuleNotFoundError:
-        return "aten; the C kernel, which is quicker, is built where odediff is installed with a C compiler at hand"
+        return "aten; an installation with a C compiler at hand builds the kernel, which is quicker"
     return f"one C kernel, {INSTRUCTIONS}"
 
 
