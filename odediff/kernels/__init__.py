@@ -1,5 +1,7 @@
 """Fused Triton kernels; each is held to the eager torch code that it stands for. What they move: README.md beside this.
 
+The kernel of a CPU, row.c, needs none of this: it is `odediff._row`, and `odediff.step` calls it.
+
 ModuleNotFoundError: no triton.
 """
 
