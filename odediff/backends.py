@@ -8,8 +8,8 @@
     cudagraph  eager torch, all rows and evaluations recorded once as a CUDA graph per batch size, and replayed
     auto       cudagraph on a CUDA GPU; on a CPU onnx where it is installed, else torch
 
-torch, compile and onnx run a row on a CPU as one call of a C kernel, where odediff was installed with a compiler at
-hand, else in aten (`odediff.step`); `odediff info` says which. compile, onnx and cudagraph prepare at construction or at the first call, which takes seconds to minutes.
+compile, onnx and cudagraph prepare at construction or at the first call, which takes seconds to minutes. On a CPU a row
+is one call of a C kernel where odediff was installed with a compiler at hand, else aten: `odediff info` says which.
 """
 
 from __future__ import annotations
