@@ -176,9 +176,45 @@ def test_memory_that_overlaps_the_state_in_part_is_copied_first():
     torch.testing.assert_close(x, want, rtol=0, atol=0)
 
 
+STRAY = {
+    "of float16": (lambda y: y.half(), lambda z: z),
+    "of float64": (lambda y: y.double(), lambda z: z),
+    "one number": (lambda y: y[:, :1].clone(), lambda z: z),
+    "strided": (lambda y: y.repeat_interleave(2, 1)[:, ::2], lambda z: z),
+    "strided noise": (lambda y: y, lambda z: z.repeat_interleave(2, 1)[:, ::2]),
+}
+
+
+@pytest.mark.parametrize("stray", STRAY)
+def test_tensors_that_the_kernel_does_not_read_go_to_aten(monkeypatch, counted, stray):
+    rows = random_rows(1 if stray == "one number" else 2, np.random.default_rng(5))  # aten keeps no d of another shape
+    x, outs, noises = drawn(rows, 33, torch.float32, 0)
+    outs, noises = [STRAY[stray][0](y) for y in outs], [STRAY[stray][1](z) for z in noises]
+    (got, _), (want, _) = both(monkeypatch, rows, x, outs, noises)
+    assert all(torch.equal(one, other) for one, other in zip(got, want, strict=True))
+    noisy = {i for i, one in enumerate(rows.steps) if one.c}
+    assert set(counted) == (set(range(len(rows.steps))) - noisy if stray == "strided noise" else set())
+
+
+def test_the_table_lies_on_the_host_whatever_torchs_default_device(monkeypatch):
+    with torch.device("meta"):
+        rows = random_rows(2, np.random.default_rng(6))
+    (got, _), (want, _) = both(monkeypatch, rows, *drawn(rows, 9, torch.float32, 0))
+    same(got[-1], want[-1])
+
+
+def test_what_has_weight_0_is_not_read():
+    """An infinite state, whose share in d is 0, leaves d finite."""
+    rows = Rows(np.ones(2), np.array([[1.0, 0.0], [0.5, 0.25]]), np.zeros(2), [(0.0, 2.0)] * 2, False)
+    x, out = torch.full((1, 5), torch.inf), torch.ones(1, 5)
+    advance, ring = rows.on(x)
+    advance(0, out, None)
+    assert torch.equal(ring[0], 2 * out) and torch.isinf(x).all()
+
+
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_noise_of_any_layout_starts_the_same_samples(counted, memory_format):
-    model = odediff.Model(lambda x, t: torch.sin(x), schedule=LINEAR, shape=(3, 4, 6))
+    model = odediff.Model(lambda x, t: torch.sin(x).contiguous(), schedule=LINEAR, shape=(3, 4, 6))
     sampler = odediff.Sampler(model, odediff.plan("ab3", LINEAR, 6))
     noise = torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(0))
     got = sampler(noise.contiguous(memory_format=memory_format))
