@@ -23,14 +23,15 @@ suite: .venv/.installed-test
 	$(BIN)/pytest -n $(JOBS)
 
 clean:
-	rm -rf .venv build dist *.egg-info samples.png
+	rm -rf .venv build dist *.egg-info odediff/_row*.so samples.png
 
-# The stamps are what makes a second run quick: pip is asked again only after pyproject.toml or constraints.txt changed.
-.venv/.installed: .venv/.made
+# The stamps are what makes a second run quick: pip is asked again only after pyproject.toml, constraints.txt or the
+# C kernel changed.
+.venv/.installed: .venv/.made odediff/kernels/row.c
 	$(INSTALL) --no-build-isolation -e .
 	@touch $@
 
-.venv/.installed-test: .venv/.made
+.venv/.installed-test: .venv/.made odediff/kernels/row.c
 	$(INSTALL) --no-build-isolation -e '.[test]'
 	@touch $@ .venv/.installed
 
