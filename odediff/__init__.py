@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from odediff.plans import Plan as Plan
     from odediff.sampling import Sampler as Sampler
     from odediff.sampling import sample as sample
+    from odediff.tuning import tune as tune
 
 # Where each public name lives; a module that is public as a whole is under its own name.
 _HOME = {
@@ -49,6 +50,7 @@ _HOME = {
     "save_images": "images",
     "schedule": "schedule",
     "solve": "adaptive",
+    "tune": "tuning",
 }
 
 __all__ = [
@@ -68,6 +70,7 @@ __all__ = [
     "save_images",
     "schedule",
     "solve",
+    "tune",
 ]
 
 

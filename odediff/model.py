@@ -96,6 +96,7 @@ class Model:
         self.net, self.schedule, self.prediction, self.num_classes = net, schedule, prediction, num_classes
         self.shape, self.range = tuple(shape), None if range is None else (float(range[0]), float(range[1]))
         self.clip, self.integer_times, self.info = clip, integer_times, dict(info or {})
+        self.folder: Path | None = None  # where it was loaded from, and where tuned plans are looked for
 
     def _tensor(self) -> Tensor | None:
         if not isinstance(self.net, nn.Module):
@@ -263,6 +264,7 @@ def load(
         )
     except (ValueError, TypeError) as error:
         raise ValueError(f"{folder / 'model.json'}: {error}") from None
+    model.folder = folder
     _load_weights(net, folder / "model.safetensors")
     net.to(device=device, dtype=dtype).eval().requires_grad_(False)
     return model

@@ -175,7 +175,8 @@ class Plan:
     def __str__(self) -> str:
         with np.errstate(divide="ignore"):
             lam = np.log(self.alpha) - np.log(self.sigma)
-        args = "".join(f", {key} {value}" for key, value in self.args.items() if value != "")
+        said = {key: value for key, value in self.args.items() if value != "" and not isinstance(value, dict)}
+        args = "".join(f", {key} {value}" for key, value in said.items())
         schedule = ", ".join(f"{key} {str(value)[:12]}" for key, value in self.schedule.items() if key != "name")
         head = [
             f"{self.method or 'plan'}: {self.nfe} evaluations, {self.space} space, history {self.depth}"

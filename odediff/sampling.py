@@ -18,6 +18,7 @@ from . import adaptive
 from .backends import choose, runner
 from .choices import nearest, unknown
 from .graph import Recorder
+from .identity import mismatch
 from .model import Model
 from .noise import normal
 from .philox import Seed, Streams
@@ -25,6 +26,7 @@ from .plans import Plan
 from .prediction import Clip, Label, Prediction, checked_label, implied_count
 from .running import evaluating, finish, start
 from .step import Rows
+from .stored import SOLVER, stored_plan
 
 Callback = Callable[[int, Tensor, Tensor], None]
 
@@ -77,6 +79,8 @@ class Sampler:
             )
         self.backend, self.why = choose(backend, model)
         self.prediction = Prediction(model, guidance=guidance, clip=clip, threshold=threshold, clip_eps=clip_eps)
+        if (said := mismatch(model, plan.args, self.prediction.guidance)) is not None:
+            warnings.warn(said, stacklevel=2)
         made, limited = self.prediction.of_plan(plan), self.prediction.limits is not None
         self._rows = list(zip(plan.t.tolist(), made, (plan.c != 0).tolist(), strict=True))
         self._update = Rows(plan.a, plan.b, plan.c, [row.to_d for row in made], limited)
@@ -194,16 +198,17 @@ def sample(
 ) -> Tensor:
     """Draw samples: a tensor (n, *model.shape) in the model's data range, on the model's device.
 
-    solver: a name of `odediff.METHODS`; None, the one that docs/solvers.md measured to be the best for this nfe; a
-        `Plan`; an adaptive method of torchdiffeq ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"), or one of
-        its fixed-step methods as an oracle ("torchdiffeq:rk4").
+    solver: a name of `odediff.METHODS`; None, the one that docs/solvers.md measured to be the best for this nfe;
+        "tuned", the plan that `odediff.tune` fitted to this model at this nfe and guidance; a `Plan`; an adaptive
+        method of torchdiffeq ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"), or one of its fixed-step
+        methods as an oracle ("torchdiffeq:rk4").
     nfe: evaluations of the network, exactly (20 if not named); not for adaptive methods, which take rtol, atol,
     max_nfe. grid, eta, options: of `odediff.plan`, such as space, variable, snap, end, or the solver's own, such as
         s_churn; snap is on for networks that know whole times only. torchdiffeq's methods take only variable of these,
         as `odediff.solve` does, its fixed-step ones grid too, and a compiled plan none.
     n, seed, noise, label, callback, progress, guidance, clip, threshold, clip_eps: see `Sampler`.
     ValueError: see there; and options that the solver does not have.  BudgetExceeded: `max_nfe` ran out.
-    UserWarning: a Runge-Kutta method at a budget where ddim beats it.
+    UserWarning: a Runge-Kutta method at a budget where ddim beats it; a plan that was fitted to another model.
     """
     if not hasattr(model, "integer_times"):  # a `Model`, or what stands in for one, such as an exported file
         raise ValueError(f"model must be an odediff.Model, got {model!r}; odediff.load(name or folder) reads one")
@@ -215,14 +220,23 @@ def sample(
         tolerance: dict[str, Any] = {"rtol": rtol, "atol": atol, "max_nfe": max_nfe}
         return adaptive.solve(model, solver, nfe=nfe, grid=grid, variable=variable, **tolerance, **predict, **draw).x
     _refuse("a fixed-step solver", rtol=rtol, atol=atol, max_nfe=max_nfe)
-    plan = compiled(model, solver, nfe, grid, eta, options)
+    plan = compiled(model, solver, nfe, grid, eta, options, guidance)
     return Sampler(model, plan, clip_eps=clip_eps, **predict)(callback=callback, **draw)
 
 
 def compiled(
-    model: Model, solver: str | Plan | None, nfe: int | None, grid: Any, eta: float | None, options: dict[str, Any]
+    model: Model,
+    solver: str | Plan | None,
+    nfe: int | None,
+    grid: Any,
+    eta: float | None,
+    options: dict[str, Any],
+    guidance: float | None = None,
 ) -> Plan:
     """The plan that `sample` runs: a name's, on the model's schedule, or the one given. Raises as `sample` does."""
+    if isinstance(solver, str) and solver == SOLVER:
+        _refuse("a tuned plan", *options, grid=grid, eta=eta)
+        return stored_plan(model, 20 if nfe is None else nfe, guidance)
     if isinstance(solver, Plan):
         _refuse("a compiled plan", *options, nfe=nfe, grid=grid, eta=eta)
         return solver
@@ -232,7 +246,7 @@ def compiled(
     from .methods.rule import advice
 
     if solver is not None and (not isinstance(solver, str) or solver not in METHODS):
-        raise unknown("solver", solver, (*METHODS, *adaptive.ADAPTIVE, *adaptive.FIXED))
+        raise unknown("solver", solver, (*METHODS, SOLVER, *adaptive.ADAPTIVE, *adaptive.FIXED))
     has = () if solver is None else METHODS[solver].args
     check_names(solver, has, set(options) - set(KEYWORDS), (*KEYWORDS, *_keywords()))
     args: dict[str, Any] = {"snap": model.integer_times, **({} if eta is None else {"eta": eta}), **options}

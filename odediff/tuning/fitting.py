@@ -1,0 +1,171 @@
+"""One budget's fit: from the best built-in plan, a short history and then all of it, judged by validation noise."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..plans import Plan
+from ..schedule import Schedule
+from . import levenberg, ridge
+from .certificate import errors
+from .form import Form, form
+from .probe import Probe
+from .student import Student
+
+SHORT = 3  # predictions of the first stage's rows
+_START = 4  # samples on which every pair is tried as a start
+
+
+@dataclass(frozen=True)
+class Record:
+    """A step of a fit: stage, loss or error on training noise, RMSE and median error on validation noise."""
+
+    stage: str
+    train: float
+    rmse: float
+    median: float
+    numbers: tuple[float, ...]
+
+    @property
+    def score(self) -> float:
+        """What early stopping goes by: the mean of the logarithms of RMSE and median."""
+        return (float(np.log(self.rmse)) + float(np.log(self.median))) / 2
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is fitted, and how far."""
+
+    engine: str
+    histories: tuple[int, ...]
+    first: bool
+    times: bool
+    fed: bool
+    coefficients: bool
+    iterations: int
+    patience: int
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The form that is best on validation noise, the pair it started from, and all steps."""
+
+    form: Form
+    start: str
+    records: tuple[Record, ...]
+
+
+class Journal:
+    """The steps of a fit, kept in a file so that an interrupted one goes on; without a file, in memory."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        lines = path.read_text().splitlines() if path is not None and path.is_file() else []
+        self.records = [Record(**{**made, "numbers": tuple(made["numbers"])}) for made in map(_read, lines) if made]
+
+    def of(self, stage: str) -> list[Record]:
+        """The steps of a stage."""
+        return [record for record in self.records if record.stage == stage]
+
+    def add(self, record: Record) -> None:
+        """Keep a step."""
+        self.records.append(record)
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a") as file:
+                file.write(json.dumps(asdict(record)) + "\n")
+
+
+def _read(line: str) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(line))
+    except json.JSONDecodeError:  # the line that was being written when the run was cut off
+        return None
+
+
+def start(
+    student: Student, schedule: Schedule, builtin: dict[str, Plan], probe: Probe, settings: Settings
+) -> tuple[str, Form]:
+    """The built-in pair of the least median error on validation noise, of those that a form can hold, as a form."""
+    free = {"first": settings.first, "times": settings.times, "fed": settings.fed}
+    forms = {}
+    for name, plan in builtin.items():
+        try:
+            made = form(schedule, plan, coefficients=settings.coefficients, **free)
+        except ValueError:  # a step that stays where it is, as a Runge-Kutta stage may
+            continue
+        if made.allowed():
+            forms[name] = made
+
+    def error(name: str, on: Probe) -> float:
+        e = errors(student, builtin[name], on)
+        return float(np.median(e) * np.sqrt(np.mean(e**2)))
+
+    few = probe.part(slice(0, _START))
+    shortlist = sorted(forms, key=lambda name: error(name, few))[:_START]
+    best = min(shortlist, key=lambda name: error(name, probe))
+    return best, forms[best]
+
+
+def fit(
+    student: Student,
+    begin: tuple[str, Form],
+    train: Probe,
+    validation: Probe,
+    settings: Settings,
+    journal: Journal,
+    features: levenberg.Features | None,
+    tick: Callable[[str], None],
+) -> Fitted:
+    """Stages of growing history, each from where the one before was best; the best of all on validation noise."""
+    name, base = begin
+
+    def judged(stage: str, made: Form, loss: float) -> Record:
+        e = levenberg.residual(student, made, validation, features).square().mean(1).sqrt().cpu().numpy()
+        return Record(stage, loss, float(np.sqrt(np.mean(e**2))), float(np.median(e)), tuple(made.numbers().tolist()))
+
+    best, best_record = base, judged("start", base, 1.0)
+    for history in settings.histories:
+        for engine in ("ridge", "levenberg") if student.model.integer_times else (settings.engine,):
+            stage = f"{engine} {history}"
+            free = replace(best, history=history, times=settings.times)
+            if engine == "levenberg" and student.model.integer_times:
+                free = replace(free, times=False)
+            kept = journal.of(stage)
+            for made, loss in _steps(engine, student, free, train, kept, features):
+                journal.add(judged(stage, made, loss))
+                tick(f"{stage}: error {journal.records[-1].rmse:.3g}, median {journal.records[-1].median:.3g}")
+                if _stale(journal.of(stage), settings):
+                    break
+            for record in journal.of(stage):
+                if record.score < best_record.score:
+                    best, best_record = free.at(np.array(record.numbers)), record
+    return Fitted(replace(best, times=settings.times), name, tuple(journal.records))
+
+
+def _steps(
+    engine: str,
+    student: Student,
+    free: Form,
+    train: Probe,
+    kept: list[Record],
+    features: levenberg.Features | None,
+) -> Iterator[tuple[Form, float]]:
+    """Steps of an engine, from where a journal left it: the form, and its loss (ridge) or the loss's ratio."""
+    at = free.at(np.array(kept[-1].numbers)) if kept else free
+    if engine == "ridge":
+        return ridge.search(student, at, train)
+    return levenberg.steps(student, at, train, features)
+
+
+def _stale(records: list[Record], settings: Settings) -> bool:
+    """Whether a stage has had its steps, or the last `patience` of them brought nothing."""
+    scores = [record.score for record in records]
+    late = len(scores) > settings.patience and min(scores[-settings.patience :]) > min(scores) - 1e-3
+    return len(scores) >= settings.iterations or (late and scores.index(min(scores)) < len(scores) - settings.patience)

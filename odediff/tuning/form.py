@@ -1,0 +1,151 @@
+"""The numbers of a plan that are fitted, and the table that they make.
+
+    y = x / A,  A = alpha + sigma,  tau = sigma / A:        dy / dtau = d, the flow velocity eps - x0
+    y[i+1] = y[i] + (tau[i+1] - tau[i]) sum_j w[i,j] d[i-j],    sum_j w[i,j] = 1
+
+In this frame, which is singular at neither end of a schedule, every row conserves signal and noise whatever w is. Free
+are lam at the states (so the times), w[i,1..], and how far the time that the network is fed is from its state's, in
+lam. With lam[0] free, x_T stands for the state at a time below t_max: a first step without an evaluation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..plans import Plan
+from ..schedule import Array, Schedule
+from ..spaces import space_pair
+from ..trace import lower
+
+BOUND = 32.0  # largest sum of a row's |w|
+_CLOSEST = 0.02  # smallest step in lam
+_BASIS = np.longdouble
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """A plan as numbers, and which of them are free.
+
+    schedule: the noise.  lam: (S,), of the states.  feed: (S,), lam at the times that the network is fed, less lam.
+    weights: (S, S), w[i, j] of d[i-j].  history: predictions that a row may read, 1 .. S.
+    first, times, fed, coefficients: whether lam[0], lam[1..], feed, and weights are free.
+    """
+
+    schedule: Schedule
+    lam: Array
+    feed: Array
+    weights: Array
+    history: int
+    first: bool = True
+    times: bool = True
+    fed: bool = False
+    coefficients: bool = True
+
+    @property
+    def nfe(self) -> int:
+        """Rows of the plan."""
+        return len(self.lam)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """lam at the noisiest and at the cleanest time that a state may have."""
+        s = self.schedule
+        return float(s.lam(s.t_finite)), float(s.lam(s.t_min))
+
+    def _free(self) -> tuple[slice, list[tuple[int, int]]]:
+        start = 0 if self.first and self.times else 1 if self.times else self.nfe
+        rows = range(1, self.nfe) if self.coefficients else ()
+        return slice(start, None), [(i, j) for i in rows for j in range(1, min(i + 1, self.history))]
+
+    def numbers(self) -> Array:
+        """The free numbers, one vector: lam, feed, weights."""
+        lam, pairs = self._free()
+        return np.concatenate([self.lam[lam], self.feed if self.fed else [], [self.weights[pair] for pair in pairs]])
+
+    def at(self, numbers: Array) -> Form:
+        """The same form with these free numbers."""
+        free, pairs = self._free()
+        lam, weights = self.lam.copy(), self.weights.copy()
+        count = len(lam[free])
+        lam[free] = numbers[:count]
+        feed = numbers[count : count + self.nfe] if self.fed else self.feed
+        for pair, value in zip(pairs, numbers[count + self.nfe * self.fed :], strict=True):
+            weights[pair] = value
+        if pairs:
+            weights[:, 0] = 1.0 - weights[:, 1:].sum(1)
+        return replace(self, lam=lam, feed=feed, weights=weights)
+
+    def allowed(self) -> bool:
+        """Whether times decrease and stay on the schedule, and every row's weights are bounded."""
+        low, high = self.bounds
+        return bool(
+            np.isfinite(self.numbers()).all()
+            and self.lam[0] >= low - 1e-9
+            and self.lam[-1] <= high + 1e-9
+            and (np.diff(self.lam) >= _CLOSEST).all()
+            and np.abs(self.weights).sum(1).max() <= BOUND
+        )
+
+    def plan(self, **provenance: Any) -> Plan:
+        """The table. provenance: what the plan's `args` say."""
+        s = self.schedule
+        low, high = self.bounds
+        lam = np.clip(self.lam, low, high)
+        t = np.asarray(s.t_of_lam(lam))
+        fed = np.where(self.feed == 0, t, s.t_of_lam(np.clip(lam + self.feed, low, high)))
+        if not (self.times or self.fed):  # whole times stay whole
+            t, fed = (np.where(np.abs(v - np.rint(v)) < 1e-6, np.rint(v), v) for v in (t, fed))
+        alpha, sigma = (np.append(np.asarray(f(t)), float(f(s.t_end))) for f in (s.alpha, s.sigma))
+        scale = alpha + sigma
+        clean = alpha / scale  # 1 - tau by itself, since it may be far below rounding of tau
+        step = np.where(alpha[:-1] < sigma[:-1], -np.diff(clean), np.diff(sigma / scale))
+        depth = max(1, int(np.flatnonzero(self.weights.any(0)).max(initial=0)) + 1)
+        return Plan(
+            space="flow",
+            t=fed,
+            alpha=alpha,
+            sigma=sigma,
+            a=scale[1:] / scale[:-1],
+            b=((scale[1:] * step)[:, None] * self.weights)[:, :depth],
+            c=np.zeros(len(t)),
+            method="tuned",
+            args=provenance,
+            schedule=s.fingerprint,
+        )
+
+
+def form(schedule: Schedule, plan: Plan, **free: Any) -> Form:
+    """A deterministic plan of any space as a `Form`: its rows on basis vectors, lowered again in flow space.
+
+    free: fields of `Form`; history is all predictions unless named.
+    ValueError: a stochastic plan, or a row that does not move towards the data.
+    """
+    if plan.stochastic:
+        raise ValueError(f"{plan.method or 'the plan'} is stochastic; a plan that is fitted has no noise")
+    rows = plan.nfe
+    u, w = space_pair(plan.space, plan.alpha[:-1], plan.sigma[:-1])
+    x, states, known = _basis(rows, 0), [], []
+    for i in range(rows):
+        states.append(x)
+        alpha, sigma, d = _BASIS(plan.alpha[i]), _BASIS(plan.sigma[i]), _basis(rows, 1 + i)
+        x0, eps = (x - sigma * d) / (alpha + sigma), (x + alpha * d) / (alpha + sigma)
+        known.append(u[i] * x0 + w[i] * eps)
+        x = plan.a[i] * x + sum(plan.b[i, j] * known[i - j] for j in range(min(i + 1, plan.depth)))
+    _, b, _ = lower(np.array([*states, x]))
+    totals = b.sum(1, keepdims=True)
+    if not totals.all():
+        raise ValueError(f"row {int(np.flatnonzero(totals == 0)[0])} of {plan.method} does not move towards the data")
+    weights = np.zeros((rows, rows))
+    weights[:, : b.shape[1]] = b / totals
+    history = free.pop("history", rows)
+    weights[:, history:] = 0.0
+    weights[:, 0] = 1.0 - weights[:, 1:].sum(1)
+    lam = np.log(plan.alpha[:-1]) - np.log(plan.sigma[:-1])
+    return Form(schedule, lam, np.zeros(rows), weights, history, **free)
+
+
+def _basis(rows: int, k: int) -> Any:
+    return np.eye(1, 1 + 2 * rows, k, dtype=_BASIS)[0]

@@ -1,0 +1,217 @@
+"""`tune`: a plan fitted to one's own model, and a certificate of what it is worth."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..backends import choose, runner
+from ..choices import unknown
+from ..identity import mark
+from ..model import Model
+from ..prediction import Clip, Label, checked_label
+from ..stored import folder_of, write_plan
+from .certificate import certify, pairs
+from .fitting import SHORT, Journal, Settings, fit, start
+from .levenberg import Features
+from .probe import REFERENCE_NFE, Probe, probe
+from .report import Budget, Report, provenance
+from .student import Student
+
+ENGINES = ("levenberg", "ridge")
+_STREAMS = 2**62  # seeds of training, validation and held-out noise, far from those that samples are drawn with
+
+
+class Probes(NamedTuple):
+    """Noise to fit to, to stop by, and to judge on."""
+
+    train: Probe
+    validation: Probe
+    held_out: Probe
+
+
+def tune(
+    model: Model,
+    nfe: int | Iterable[int] = 8,
+    *,
+    n: int = 32,
+    validation: int = 16,
+    held_out: int = 64,
+    seed: int = 0,
+    label: Label = None,
+    guidance: float | None = None,
+    clip: Clip = None,
+    threshold: float | None = None,
+    engine: str | None = None,
+    derivatives: str = "differences",
+    history: int | Sequence[int] | None = None,
+    first: bool = True,
+    times: bool = True,
+    fed: bool = False,
+    coefficients: bool = True,
+    iterations: int = 20,
+    patience: int = 3,
+    loss: Features | None = None,
+    features: Features | None = None,
+    backend: str = "torch",
+    batch: int = 64,
+    folder: str | Path | None = None,
+    save: bool | str | Path = False,
+    progress: bool = False,
+) -> tuple[Any, Report]:
+    """Fit a plan to a model at a budget, and say what it is worth on noise that it has not seen.
+
+        minimise  mean_n rho(|f(x_n) - f(x0_n)|^2)  over lam[0..], w[i,1..]      formulas: docs/tuning.md
+
+    where x_n is the plan's end from noise n and x0_n that of the converged flow. The fit starts from the best built-in
+    pair of method and grid, and is returned if it beats the best of all pairs on held-out noise; else that pair is.
+
+    model: whatever `sample` takes.  nfe: a budget, or several, which share the references; (plan, report), or
+    ({nfe: plan}, report).  n, validation, held_out: noises to fit to, to stop by and to judge on.  seed: of them.
+    label, guidance, clip, threshold: as in `odediff.Sampler`; a conditional model without label is fitted to all its
+        classes in turn, and a guided plan is for its guidance only.
+    engine: "levenberg", Levenberg-Marquardt on the ends; "ridge", rows in closed form and a search over the times,
+        which needs no derivative; None: ridge for int8 files, else levenberg.
+    derivatives: of the network, "differences" of its outputs, which any model allows, or "exact", torch's forward mode.
+    history: predictions that a row may read, or several to try in this order; None: 3, then all.
+    first: whether the first time is free too.  times, coefficients: whether those are.  fed: whether the time that the
+        network is fed may differ from its state's.
+    iterations, patience: steps of a stage, and how many without gain on validation noise end it.
+    loss: f, from samples (n, *shape) to features (n, ..); None: the samples themselves.  features: for a Frechet
+    distance in the report.  backend: what evaluates the network, see `odediff.backends`.  batch: samples at a time.
+    folder: keeps references and steps, so that a run that was interrupted goes on, and more budgets cost less.
+    save: True, to where `solver="tuned"` finds the plan, or a folder.  progress: show a bar.
+    ValueError: an option out of range, a model without a folder to save in, fewer than two evaluations.
+    """
+    budgets = _budgets(nfe)
+    counts = {"n": n, "validation": validation, "held_out": held_out, "iterations": iterations}
+    counts |= {"patience": patience, "batch": batch}
+    for name, value in counts.items():
+        least = 2 if name in ("n", "validation", "held_out") else 1
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} = {value!r} must be a whole number from {least} up")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed = {seed!r} must be a whole number from 0 to 2^32 - 1")
+    if engine is not None and engine not in ENGINES:
+        raise unknown("engine", engine, ENGINES)
+    if engine == "ridge" and loss is not None:
+        raise ValueError('engine = "ridge" fits rows to states, not to features; use "levenberg" with a loss')
+    if not (times or coefficients or fed):
+        raise ValueError("nothing is left to tune: times, coefficients and fed are all False")
+    target = _target(model, save)
+    quantised = getattr(getattr(model, "about", None), "precision", "") == "int8"
+    engine = engine or ("ridge" if quantised else "levenberg")
+    run_by = runner(choose(backend, model)[0], model)
+    options: dict[str, Any] = {"guidance": guidance, "clip": clip, "threshold": threshold}
+    student = Student(run_by, batch=batch, derivatives=derivatives, **options)
+    labels = [_labels(model, label, guidance, count) for count in (n, validation, held_out)]
+    settings = {
+        budget: Settings(engine, _histories(history, budget), first, times, fed, coefficients, iterations, patience)
+        for budget in budgets
+    }
+    work = None if folder is None else Path(folder) / _key(model, n, validation, held_out, seed, label, options)
+    total = 3 * (REFERENCE_NFE + REFERENCE_NFE // 2)
+    with tqdm(total=total, desc="references", disable=not progress) as bar:
+        probes = Probes(
+            *(
+                probe(student, count, _STREAMS + 3 * seed + k, labels[k], work, bar)
+                for k, count in enumerate((n, validation, held_out))
+            )
+        )
+    made, reports = {}, {}
+    for budget in budgets:
+        began, before = time.process_time(), student.evaluations
+        builtin = pairs(student, budget)
+        with tqdm(desc=f"nfe {budget}", disable=not progress, unit="step") as bar:
+
+            def tick(said: str, bar: Any = bar) -> None:
+                bar.set_postfix_str(said)
+                bar.update()
+
+            begin = start(student, model.schedule, builtin, probes.validation, settings[budget])
+            journal = Journal(None if work is None else work / _journal(settings[budget], budget, loss))
+            fitted = fit(student, begin, probes.train, probes.validation, settings[budget], journal, loss, tick)
+            candidate = fitted.form.plan()
+            found = certify(student, candidate, builtin, probes.held_out, features, partial(tick, "certificate"))
+        about = {
+            "mark": mark(model.net),
+            "weights": _weights(model),
+            "guidance": guidance,
+            "engine": engine,
+            "samples": n,
+            "seed": seed,
+            "start": fitted.start,
+            **provenance(found),
+        }
+        plan = fitted.form.plan(fitted=about) if found.holds else builtin[found.best]
+        made[budget] = plan
+        reports[budget] = Budget(
+            *(budget, found, fitted.start, fitted.records, "tuned" if found.holds else found.best),
+            *(float(probes.held_out.doubt.median()), student.evaluations - before, time.process_time() - began),
+        )
+        if target is not None:
+            write_plan(plan, target, guidance)
+    report = Report(reports)
+    return (made[budgets[0]], report) if isinstance(nfe, (int, np.integer)) else (made, report)
+
+
+def _budgets(nfe: Any) -> list[int]:
+    given = list(nfe) if isinstance(nfe, Iterable) else [nfe]
+    bad = [one for one in given if isinstance(one, bool) or not isinstance(one, (int, np.integer)) or one < 2]
+    if bad or not given:
+        raise ValueError(f"nfe = {nfe!r}: a whole number of evaluations from 2 up, or a list of them: [4, 6, 8]")
+    return list(dict.fromkeys(int(one) for one in given))
+
+
+def _histories(history: int | Sequence[int] | None, nfe: int) -> tuple[int, ...]:
+    asked = (SHORT, nfe) if history is None else (history,) if isinstance(history, int) else tuple(history)
+    bad = [one for one in asked if isinstance(one, bool) or not isinstance(one, int) or one < 1]
+    if bad or not asked:
+        raise ValueError(f"history = {history!r}: predictions that a row may read, whole numbers from 1 up")
+    return tuple(dict.fromkeys(min(one, nfe) for one in asked))
+
+
+def _labels(model: Model, label: Label, guidance: float | None, n: int) -> Tensor | None:
+    """A label for each noise: as given, in turn, or all classes in turn; None for an unconditional model."""
+    if model.num_classes is None:
+        checked_label(model, label)
+        return None
+    given = torch.arange(model.num_classes) if label is None else checked_label(model, label)
+    assert given is not None
+    return given.reshape(-1).repeat(-(-n // given.numel()))[:n].to(model.device)
+
+
+def _target(model: Model, save: bool | str | Path) -> Path | None:
+    if save is False:
+        return None
+    folder = folder_of(model) if save is True else Path(save)
+    if folder is None:
+        raise ValueError("save = True: the model is in no folder; save it first, or name a folder for its plans")
+    return folder
+
+
+def _weights(model: Model) -> str:
+    from ..onnx.describing import weights_hash
+
+    return weights_hash(model)
+
+
+def _key(model: Model, *settings: Any) -> str:
+    """The name of a folder for these references."""
+    said = json.dumps([_weights(model), model.schedule.fingerprint, *map(repr, settings)], sort_keys=True, default=str)
+    return hashlib.sha256(said.encode()).hexdigest()[:12]
+
+
+def _journal(settings: Settings, nfe: int, loss: Features | None) -> str:
+    named = repr((settings, None if loss is None else getattr(loss, "__qualname__", type(loss).__qualname__)))
+    return f"fit-{nfe}-{hashlib.sha256(named.encode()).hexdigest()[:12]}.jsonl"
