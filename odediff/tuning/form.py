@@ -5,7 +5,8 @@
 
 In this frame, which is singular at neither end of a schedule, every row conserves signal and noise whatever w is. Free
 are lam at the states (so the times), w[i,1..], and how far the time that the network is fed is from its state's, in
-lam. With lam[0] free, x_T stands for the state at a time below t_max: a first step without an evaluation.
+lam. With lam[0] free, x_T stands for the state at a time below t_max: a first step without an evaluation. Not free, it
+is -inf where alpha(t_max) = 0.
 """
 
 from __future__ import annotations
@@ -83,20 +84,23 @@ class Form:
         low, high = self.bounds
         return bool(
             np.isfinite(self.numbers()).all()
-            and self.lam[0] >= low - 1e-9
+            and (self.lam[0] >= low - 1e-9 or np.isneginf(self.lam[0]))
             and self.lam[-1] <= high + 1e-9
             and (np.diff(self.lam) >= _CLOSEST).all()
             and np.abs(self.weights).sum(1).max() <= BOUND
         )
 
+    def levels(self) -> tuple[Array, Array]:
+        """lam at the states, and at the times that the network is fed, both on the schedule."""
+        low, high = self.bounds
+        lam = np.where(np.isneginf(self.lam), self.lam, np.clip(self.lam, low, high))
+        return lam, np.where(self.feed == 0, lam, np.clip(np.maximum(lam, low) + self.feed, low, high))
+
     def plan(self, **provenance: Any) -> Plan:
         """The table. provenance: what the plan's `args` say."""
         s = self.schedule
-        low, high = self.bounds
-        lam = np.clip(self.lam, low, high)
-        t = np.asarray(s.t_of_lam(lam))
-        fed = np.where(self.feed == 0, t, s.t_of_lam(np.clip(lam + self.feed, low, high)))
-        if not (self.times or self.fed):  # whole times stay whole
+        t, fed = (np.clip(s.t_of_lam(lam), s.t_min, s.t_max) for lam in self.levels())
+        if s.steps is not None:  # whole times stay whole
             t, fed = (np.where(np.abs(v - np.rint(v)) < 1e-6, np.rint(v), v) for v in (t, fed))
         alpha, sigma = (np.append(np.asarray(f(t)), float(f(s.t_end))) for f in (s.alpha, s.sigma))
         scale = alpha + sigma
@@ -136,15 +140,20 @@ def form(schedule: Schedule, plan: Plan, **free: Any) -> Form:
         x = plan.a[i] * x + sum(plan.b[i, j] * known[i - j] for j in range(min(i + 1, plan.depth)))
     _, b, _ = lower(np.array([*states, x]))
     totals = b.sum(1, keepdims=True)
-    if not totals.all():
-        raise ValueError(f"row {int(np.flatnonzero(totals == 0)[0])} of {plan.method} does not move towards the data")
+    still = np.flatnonzero(np.abs(totals[:, 0]) <= 1e-9 * np.abs(b).sum(1))
+    if len(still):
+        raise ValueError(f"row {still[0]} of {plan.method or 'the plan'} does not move towards the data")
     weights = np.zeros((rows, rows))
     weights[:, : b.shape[1]] = b / totals
     history = free.pop("history", rows)
     weights[:, history:] = 0.0
     weights[:, 0] = 1.0 - weights[:, 1:].sum(1)
-    lam = np.log(plan.alpha[:-1]) - np.log(plan.sigma[:-1])
-    return Form(schedule, lam, np.zeros(rows), weights, history, **free)
+    with np.errstate(divide="ignore"):
+        lam = np.log(plan.alpha[:-1]) - np.log(plan.sigma[:-1])
+    made = Form(schedule, lam, np.zeros(rows), weights, history, **free)
+    if made.times and made.first and not np.isfinite(lam[0]):
+        lam[0] = made.bounds[0]
+    return made
 
 
 def _basis(rows: int, k: int) -> Any:
