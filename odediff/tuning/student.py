@@ -9,6 +9,7 @@ The network's part of P'(x) v is (P(x + h v) - P(x)) / h, which any model allows
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -152,7 +153,8 @@ class Student:
             return torch.func.jvp(lambda x: self.mixed(x, network(x, t), row), (x,), (one,))[1]
 
         size = max(1, self.batch // len(x))
-        with sdpa_kernel(SDPBackend.MATH):  # attention's fused forms have no forward mode
+        with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():  # attention's fused forms have no forward mode
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, of what it loads for this
             parts = [torch.func.vmap(along)(v[k : k + size]) for k in range(0, len(v), size)]
         return torch.cat(parts)
 
@@ -168,7 +170,7 @@ class Student:
 
 
 def _changes(form: Form) -> Changes:
-    """The derivatives of the table by the free numbers, central differences in float64, a little inside the schedule."""
+    """The derivatives of the table by the free numbers, central differences in float64, just inside the schedule."""
     low, high = form.bounds
     inside = np.clip(form.lam, low + _COEFFICIENT, high - _COEFFICIENT)
     form = replace(form, lam=np.where(np.isneginf(form.lam), form.lam, inside))
