@@ -25,12 +25,9 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import ours
 import rivals
 import torch
 from common import RESULTS, environment, exact_float32
@@ -133,9 +130,7 @@ def _fitted(
     return budget.plan, about
 
 
-def _ddim_times(
-    model: Model, nfe: int, n: int, seed: int, options: dict[str, Any], backend: str
-) -> odediff.Plan:
+def _ddim_times(model: Model, nfe: int, n: int, seed: int, options: dict[str, Any], backend: str) -> odediff.Plan:
     """DDIM's rows at times fitted by Levenberg-Marquardt on the ends."""
     from odediff.backends import choose, runner
     from odediff.tuning.levenberg import steps
