@@ -154,14 +154,14 @@ def tune(
             "start": fitted.start,
             **provenance(found),
         }
-        plan = fitted.form.plan(fitted=about) if found.holds else builtin[found.best]
-        made[budget] = plan
+        tuned = fitted.form.plan(fitted=about)
+        made[budget] = tuned if found.holds else builtin[found.best]
         reports[budget] = Budget(
-            *(budget, found, fitted.start, fitted.records, "tuned" if found.holds else found.best),
+            *(budget, tuned, found, fitted.start, fitted.records, "tuned" if found.holds else found.best),
             *(float(probes.held_out.doubt.median()), student.evaluations - before, time.process_time() - began),
         )
         if target is not None:
-            write_plan(plan, target, guidance)
+            write_plan(made[budget], target, guidance)
     report = Report(reports)
     return (made[budgets[0]], report) if isinstance(nfe, (int, np.integer)) else (made, report)
 
