@@ -5,7 +5,8 @@
                only a batch of 1, of 2 to 15 and of more (torch's CPU convolutions tell these apart)
     onnx       the network exported and run by onnxruntime, on the CPU or the GPU that the model is on
     triton     the network as it is, and between two evaluations one kernel (`odediff.kernels`), noise included
-    cudagraph  eager torch, all rows and evaluations recorded once as a CUDA graph per batch size, and replayed
+    cudagraph  all rows and evaluations recorded once as a CUDA graph per batch size, and replayed: rows as triton's, or
+               in eager torch where triton is missing or its kernel refuses (thresholding, float64)
     auto       cudagraph on a CUDA GPU; on a CPU onnx where it is installed, else torch
 
 compile, onnx and cudagraph prepare at construction or at the first call, which takes seconds to minutes. On a CPU a row

@@ -2,63 +2,101 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-Loop = Callable[[Tensor, Tensor | None, list[Tensor]], None]  # (x, label, row noise), which changes x in place
+from .noise import normal
+from .philox import Streams
+
+Run = Callable[[Tensor, Tensor | None, Callable[[int], Tensor]], None]  # (x, label, noise of a row), x in place
+
+
+class Loop(Protocol):
+    """All rows on buffers that keep their place: what is recorded."""
+
+    x: Tensor
+
+    def load(self, x: Tensor, label: Tensor | None, batch: Streams) -> None:
+        """Write what a run starts from into the buffers."""
+
+    def __call__(self) -> None:
+        """All rows, on `x`: work of the device alone."""
+
+
+class Eager:
+    """The eager loop in buffers, for what no kernel runs; the noise of `rows`, which add some, is drawn beforehand."""
+
+    def __init__(self, run: Run, x: Tensor, label: Tensor | None, rows: Sequence[int]) -> None:
+        self._run, self.x = run, torch.empty_like(x)
+        self._label = None if label is None else torch.empty_like(label)
+        self._noise = {i: torch.empty_like(x) for i in rows}
+
+    def load(self, x: Tensor, label: Tensor | None, batch: Streams) -> None:
+        """Take x (n, ...), labels (n,) if it was made with some, and draw the rows' noise."""
+        self.x.copy_(x)
+        if self._label is not None and label is not None:
+            self._label.copy_(label)
+        for i, z in self._noise.items():
+            z.copy_(normal(batch, i + 1, tuple(x.shape[1:]), device=x.device, dtype=x.dtype))
+
+    def __call__(self) -> None:
+        self._run(self.x, self._label, self._noise.__getitem__)
 
 
 class Recording(NamedTuple):
-    """A graph and the tensors it reads and writes."""
+    """A loop, what runs its graph, and the bytes that the graph holds beside the loop's buffers."""
 
-    graph: torch.cuda.CUDAGraph
-    x: Tensor
-    label: Tensor | None
-    noise: list[Tensor]
+    loop: Loop
+    replay: Callable[[], None]
     bytes: int
 
 
 class Recorder:
-    """Recordings of one loop by batch size; the memory that they hold is in `pool`, bytes by batch size."""
+    """Recordings of a loop by batch size, dtype and whether there are labels.
 
-    def __init__(self, loop: Loop) -> None:
-        self.loop = loop
-        self._kept: dict[tuple[int, bool], Recording] = {}
+    make: (x, label) -> the loop for states and labels like these.
+    """
+
+    def __init__(self, make: Callable[[Tensor, Tensor | None], Loop]) -> None:
+        self._make = make
+        self._kept: dict[tuple[int, torch.dtype, bool], Recording] = {}
 
     @property
     def pool(self) -> dict[int, int]:
-        """Bytes that each batch size's recording holds on the device."""
-        return {n: one.bytes for (n, _), one in self._kept.items()}
+        """Bytes that the graphs of each batch size hold on the device, beside the states that they begin with."""
+        sizes = {n for n, *_ in self._kept}
+        return {n: sum(one.bytes for key, one in self._kept.items() if key[0] == n) for n in sizes}
 
-    def __call__(self, x: Tensor, label: Tensor | None, noise: list[Tensor]) -> Tensor:
-        """The final state for x (n, ..), labels (n,) and a noise for each row that draws one, without waiting.
+    def __call__(self, x: Tensor, label: Tensor | None, batch: Streams) -> Tensor:
+        """The final state for x (n, ..), labels (n,) and the streams of the rows' noise, without waiting.
 
-        The first call of a batch size records, which runs the loop twice.
+        The first call of its kind records, which runs the loop once more.
         """
-        key = len(x), label is not None
+        key = len(x), x.dtype, label is not None
         if key not in self._kept:
-            self._kept[key] = self._record(x, label, noise)
-        kept = self._kept[key]
-        kept.x.copy_(x)
-        for there, here in zip(kept.noise, noise, strict=True):
-            there.copy_(here)
-        if kept.label is not None and label is not None:
-            kept.label.copy_(label)
-        kept.graph.replay()
-        return kept.x.clone()
+            loop = self._make(x, label)
+            loop.load(x, label, batch)
+            self._kept[key] = Recording(loop, *capture(loop, x.device))
+        loop, replay, _ = self._kept[key]
+        loop.load(x, label, batch)
+        replay()
+        return loop.x.clone(memory_format=torch.contiguous_format)
 
-    def _record(self, x: Tensor, label: Tensor | None, noise: list[Tensor]) -> Recording:
-        before = torch.cuda.memory_reserved(x.device)
-        static = x.clone(), None if label is None else label.clone(), [z.clone() for z in noise]
-        side = torch.cuda.Stream(x.device)
-        side.wait_stream(torch.cuda.current_stream(x.device))
-        with torch.cuda.stream(side):  # libraries choose their kernels here, outside the recording
-            self.loop(*static)
-        torch.cuda.current_stream(x.device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
+
+def capture(loop: Callable[[], None], device: torch.device) -> tuple[Callable[[], None], int]:
+    """What runs the loop again as one CUDA graph, and the bytes of the graph's memory pool."""
+    with torch.cuda.device(device):
+        side, main = torch.cuda.Stream(), torch.cuda.current_stream()
+        side.wait_stream(main)
+        with torch.cuda.stream(side):  # kernels are compiled and chosen here, outside the recording
+            loop()
+        main.wait_stream(side)
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        before, graph = torch.cuda.memory_reserved(), torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self.loop(*static)
-        return Recording(graph, *static, torch.cuda.memory_reserved(x.device) - before)
+            loop()
+        return graph.replay, torch.cuda.memory_reserved() - before

@@ -136,9 +136,7 @@ class Prediction:
             if g is not None:
                 raise ValueError(f"guidance = {g:g} needs label=..., the class to guide to; or leave guidance out")
             return None
-        if label.ndim and len(label) != len(x):
-            raise ValueError(f"{len(label)} labels for {len(x)} samples; give one for each, or one for all")
-        label = label.expand(len(x)).to(x.device)
+        label = one_each(label, x)
         if g is None or g == 1:
             return label
         null = torch.full_like(label, self.model.num_classes or 0)
@@ -157,6 +155,13 @@ class Prediction:
         if self.limits is None:
             return x0
         return x0.clamp_(*self.limits) if self.threshold is None else thresholded(x0, self.threshold, self.limits)
+
+
+def one_each(label: Tensor, x: Tensor) -> Tensor:
+    """Labels (n,) beside the samples x (n, ...), on their device. ValueError: more or fewer labels than samples."""
+    if label.ndim and len(label) != len(x):
+        raise ValueError(f"{len(label)} labels for {len(x)} samples; give one for each, or one for all")
+    return label.expand(len(x)).to(x.device)
 
 
 def implied_count(label: Tensor | None, n: int | None, noise: Tensor | None) -> int | None:

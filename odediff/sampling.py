@@ -6,6 +6,7 @@ import inspect
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,15 @@ from tqdm import tqdm
 from . import adaptive
 from .backends import choose, runner
 from .choices import nearest, unknown
-from .graph import Recorder
+from .graph import Eager, Loop, Recorder
 from .identity import mismatch
 from .model import Model
 from .noise import normal
 from .philox import Seed, Streams
 from .plans import Plan
-from .prediction import Clip, Label, Prediction, checked_label, implied_count
+from .prediction import Clip, Label, Prediction, checked_label, implied_count, one_each
 from .running import evaluating, finish, start
+from .staged import Staged, refusal
 from .step import Rows
 from .stored import SOLVER, stored_plan
 
@@ -84,6 +86,12 @@ class Sampler:
         made, limited = self.prediction.of_plan(plan), self.prediction.limits is not None
         self._rows = list(zip(plan.t.tolist(), made, (plan.c != 0).tolist(), strict=True))
         self._update = Rows(plan.a, plan.b, plan.c, [row.to_d for row in made], limited)
+        refused = refusal(self.prediction) if self.backend in ("triton", "cudagraph") else None
+        if refused is not None and self.backend == "triton":
+            raise ValueError("; ".join(refused))
+        if self.backend == "cudagraph":
+            self.why += "; each row is one kernel" if refused is None else f"; rows in eager torch: {refused[0]}"
+        self._fused = refused is None
         self.prediction.model = runner(self.backend, model)  # last: it may take minutes
         self._recorder = Recorder(self._recorded) if self.backend == "cudagraph" else None
 
@@ -120,8 +128,7 @@ class Sampler:
         shown = tqdm(total=plan.nfe, desc=plan.method, unit="eval") if progress else nullcontext()
         with evaluating(model), shown as bar:
             if self._recorder is not None and callback is None:
-                label = None if label is None else label.expand(len(x)).to(x.device)
-                x = self._recorder(x, label, [z(i) for i in np.flatnonzero(plan.c).tolist()])
+                x = self._recorder(x, None if label is None else one_each(label, x), batch)
                 if bar is not None:
                     bar.update(plan.nfe)
             elif self.backend == "triton" and callback is None:
@@ -155,23 +162,16 @@ class Sampler:
 
     def _staged(self, x: Tensor, label: Tensor | None, batch: Streams, bar: tqdm[Any] | None) -> Tensor:
         """All rows, each in one kernel; the network is called as it is."""
-        from .kernels.stage import Stage
+        run = Staged(self.prediction, self.plan, len(x))
+        run.load(x, label, batch)
+        run(None if bar is None else bar.update)
+        return run.x.contiguous()
 
-        stage, labels = Stage(self.prediction, self.plan, len(x)), self.prediction.labels(label, x)
-        if labels is None and self.model.num_classes is not None:
-            labels = torch.full((len(stage.times),), self.model.num_classes, device=x.device)
-        stage.begin(x, batch)
-        for _ in range(self.plan.nfe):
-            out = self.model.net(stage.input, stage.times, *(() if labels is None else (labels,)))
-            stage(getattr(out, "sample", out).contiguous())
-            if bar is not None:
-                bar.update()
-        return stage.x
-
-    def _recorded(self, x: Tensor, label: Tensor | None, noise: list[Tensor]) -> None:
-        """The loop as it is recorded: noise that is drawn beforehand, no callback."""
-        drawn = dict(zip(np.flatnonzero(self.plan.c).tolist(), noise, strict=True))
-        self._loop(x, label, drawn.__getitem__, None, None)
+    def _recorded(self, x: Tensor, label: Tensor | None) -> Loop:
+        """What is recorded for states like x: rows in one kernel each, or the eager loop, no callback in either."""
+        if self._fused and x.dtype == torch.float32:
+            return Staged(self.prediction, self.plan, len(x))
+        return Eager(partial(self._loop, callback=None, bar=None), x, label, np.flatnonzero(self.plan.c).tolist())
 
 
 def sample(

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from odediff.kernels.noise import direction, normal, radius, words
-from odediff.kernels.stage import element
+from odediff.kernels.stage import drawn, element
 
 
 @triton.jit
@@ -52,3 +52,11 @@ def store_normal(counter_ptr, out_ptr, BLOCK: tl.constexpr):
 def store_elements(program_ptr, out_ptr, BLOCK: tl.constexpr):
     """Where the elements of a program are, (BLOCK,) int64."""
     tl.store(out_ptr + tl.arange(0, BLOCK), element(tl.load(program_ptr), BLOCK))
+
+
+@triton.jit
+def store_drawn(program_ptr, streams_ptr, row_ptr, out_ptr, size, channels, BLOCK: tl.constexpr):
+    """The noise of a program, (BLOCK,) float32."""
+    e = tl.arange(0, BLOCK)
+    z = drawn(tl.load(program_ptr), streams_ptr, tl.load(row_ptr), size, channels, e >= 0, BLOCK)
+    tl.store(out_ptr + e, z)

@@ -191,6 +191,22 @@ def test_what_a_launch_specializes_on_changes_no_bytes(types: dict[str, str], tm
         assert re.search(r"setp\.\w+\.s64", ptx)  # the bound is compared in 64 bits
 
 
+@pytest.mark.parametrize("numel", ["i32", "i64"])
+def test_no_offset_of_an_element_has_32_bits(numel: str) -> None:
+    """In Triton's IR: offsets are int64, but for constants, the table's, and a number of elements that is below 2^31.
+
+    One number is cut to 32 bits: where in a sample a program begins.
+    """
+    ir = compiled(CORE[3], 90, numel=numel).asm["ttir"]
+    vectors = re.findall(r"tt\.addptr %\w+, (%\w+) : tensor<\d+x!tt\.ptr<\w+>>, tensor<\d+x(i\d+)>", ir)
+    assert {kind for offset, kind in vectors if not offset.startswith("%cst")} == {"i64"}
+    assert len(vectors) == 1 + 2 + CORE[3].K + 2 + 4  # x, two halves read, the ring, two halves written, the streams
+    scalars = re.findall(r"tt\.addptr (%\w+), (%\w+) : !tt\.ptr<\w+>, (i\d+)", ir)
+    assert {kind for base, _, kind in scalars if base == "%ring_ptr"} == {"i64"}
+    assert {kind for base, offset, kind in scalars if base in ("%out_ptr", "%in_ptr")} == {numel}
+    assert re.findall(r"arith\.trunci .* : (\w+) to (\w+)", ir) == [("i64", "i32")]
+
+
 @pytest.mark.parametrize("time", ["*fp32", "*i64"])
 @pytest.mark.parametrize("arch", [80, 90])
 def test_the_row_is_raised_after_every_thread_has_read_it(arch: int, time: str) -> None:

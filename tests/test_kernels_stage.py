@@ -12,6 +12,7 @@ import torch
 from kernel_modules import PLACES, load
 from torch import Tensor
 
+from odediff import philox
 from odediff.noise import normal
 from odediff.philox import Streams
 from odediff.step import advance_, guided, limited, mix
@@ -195,6 +196,47 @@ def test_elements_beyond_two_to_the_31_are_found(place: SimpleNamespace, program
     out = torch.zeros(512, dtype=torch.int64, device=place.device)
     place.probes.store_elements[(1,)](torch.tensor([program], dtype=torch.int32, device=place.device), out, BLOCK=512)
     assert out.tolist() == list(range(512 * program, 512 * program + 512))
+
+
+@pytest.mark.parametrize("channels", [1, 3], ids=["contiguous", "channels last"])
+@pytest.mark.parametrize("element", [0, 2**31 - 512, 2**31 + 1024, 5 * 10**9], ids=str)
+def test_noise_beyond_two_to_the_31_is_the_samples_own(place: SimpleNamespace, element: int, channels: int) -> None:
+    """Samples of almost 2^31 elements each: which one it is, and where in it, comes of int64."""
+    size, program = 3 * (2**31 // 3 - 1000), element // 512
+    flat = np.arange(512, dtype=np.int64) + 512 * program
+    sample, r = flat // size, flat % size
+    index = r % channels * (size // channels) + r // channels
+    seeds, at = STREAMS.seed[sample].astype(object), STREAMS.index[sample].astype(object)
+    words = (np.array([int(w) >> shift & 2**32 - 1 for w in of]) for of in (at, seeds) for shift in (0, 32))
+    low, high, k0, k1 = words
+    w = philox.philox4x32((index >> 2, np.full(512, ROW + 1), low, high), (k0, k1))
+    polar = [(philox.radius(np, w[j]), philox.direction(np, w[j + 1])) for j in (0, 2)]
+    lanes = np.stack([radius * side for radius, sides in polar for side in sides]).astype(np.float32)
+    want = np.take_along_axis(lanes, (index & 3)[None], axis=0)[0]
+
+    out = torch.zeros(512, device=place.device)
+    one, row = (torch.tensor([k], dtype=torch.int32, device=place.device) for k in (program, ROW))
+    options = {"BLOCK": 512, **place.stage.OPTIONS}
+    place.probes.store_drawn[(1,)](one, stream_words(place), row, out, size, channels, **options)
+    np.testing.assert_array_equal(out.cpu().numpy().view(np.int32), want.view(np.int32))
+
+
+@pytest.mark.gpu
+def test_a_tensor_beyond_two_to_the_31_elements_is_advanced_to_its_end(place: SimpleNamespace) -> None:
+    """2.2e9 elements of state, guided halves and ring: the ends, where 32 bits would have wrapped, and the rest."""
+    if place.device.type == "cpu" or torch.cuda.mem_get_info()[0] < 60e9:
+        pytest.skip("needs 60 GB of a GPU")
+    count = 2**31 + 3 * 512 + 5
+    table = rows(place, {}, {"a": 0.5, "p": 0.25, "q": 2.0, "kept": 1.0, "guidance": 1.0, "c_in": 1.0, "b1": 1.0}, K=2)
+    x, ring = torch.ones(count, device=place.device), torch.ones(2, count, device=place.device)
+    out = torch.ones(2 * count, device=place.device, dtype=torch.bfloat16)
+    out[count:] = 3.0
+    x[-1], ring[0, -1], out[-1] = 8.0, 4.0, 16.0
+    fed = torch.full_like(out, torch.nan)
+    launch(place, x, out, table, row=1, ring=ring, fed=fed, guide=True, block=512)
+    assert x[-1] == 8.0 and ring[1, -1] == 34.0 and fed[-1] == fed[count - 1] == 8.0
+    assert bool((x[:-1] == 1.5).all()) and bool((ring[1, :-1] == 6.25).all())
+    assert bool((fed[: count - 1] == 1.5).all()) and bool((fed[count:-1] == 1.5).all())
 
 
 @pytest.mark.parametrize("n", [1, 128, 300])

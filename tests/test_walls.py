@@ -24,7 +24,7 @@ import odediff
 PACKAGE = Path(odediff.__file__).parent
 NUMPY_SIDE = ("choices", "philox", "schedule", "spaces", "grids", "plans", "trace", "methods", "analysis")
 NETWORKS = "odediff.analysis.networks"  # the torch side of analysis
-EXECUTORS = ("step", "philox", "noise", "prediction", "running", "graph", "onnx", "kernels")
+EXECUTORS = ("step", "philox", "noise", "prediction", "running", "graph", "staged", "onnx", "kernels")
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,8 @@ def advance_row(
     """x, ring and in of the row at row_ptr; ring_ptr, in_ptr and streams_ptr are None where there are none of them."""
     row = tl.load(row_ptr)
     at = table_ptr + row * (WIDTH + K)
-    e = element(tl.program_id(0), BLOCK)
+    program = tl.program_id(0)
+    e = element(program, BLOCK)
     inside = e < numel
     x = tl.load(x_ptr + e, inside)
     out = tl.load(out_ptr + e, inside).to(tl.float32)
@@ -85,7 +86,7 @@ def advance_row(
     if streams_ptr is not None:
         c = tl.load(at + 1)
         if c != 0:
-            new += c * drawn(streams_ptr, row, size, channels, inside, BLOCK)
+            new += c * drawn(program, streams_ptr, row, size, channels, inside, BLOCK)
     tl.store(x_ptr + e, new, inside)
     if in_ptr is not None:
         fed = (tl.load(at + 3) * new).to(in_ptr.dtype.element_ty)
@@ -102,6 +103,7 @@ def element(program: tl.tensor, BLOCK: tl.constexpr) -> tl.tensor:
 
 @triton.jit
 def drawn(
+    program: tl.tensor,
     streams_ptr: tl.tensor,
     row: tl.tensor,
     size: tl.tensor,
@@ -114,7 +116,7 @@ def drawn(
     Element r of a sample's memory is element (r mod channels) (size / channels) + r div channels in C order, which is
     r itself where channels = 1.
     """
-    start = tl.program_id(0).to(tl.int64) * BLOCK
+    start = program.to(tl.int64) * BLOCK
     place = (start % size).to(tl.int32) + tl.arange(0, BLOCK)
     stream = streams_ptr + (start // size + place // size) * 4
     r = place % size
@@ -172,7 +174,8 @@ class Stage:
 
     input: what the network gets, (n, *shape) of `dtype`, or (2 n, *shape) if guided, the unconditional half first.
     times: (n,) or (2 n,), int64 for a model that knows whole times only, else float32.  x: the state, float32.
-    All keep their place from call to call, and a call does nothing on the host that a CUDA graph would lack.
+    All keep their place from call to call, and a call does nothing on the host that a CUDA graph would lack. A graph of
+    a whole run begins with `rewind()` and serves every later `load(x, streams)`.
     prediction: P, with guidance, limits and model. Guidance of None, 0 or 1 is one half.  n: how many samples.
     dtype: of the network, float32, float16 or bfloat16; None, the model's.  device: CUDA; None, the model's.
     c_in: (S,) scales of the network's input, one a row.  memory_format: of every tensor, torch.contiguous_format,
@@ -220,7 +223,12 @@ class Stage:
         self._streams = torch.zeros(n, 4, device=device, dtype=torch.int32) if plan.stochastic else None
 
     def begin(self, x: Tensor, streams: Streams | None = None) -> None:
-        """Go to row 0 with the state x, (n, *shape) float32, whose samples draw their rows' noise from `streams`.
+        """`load`, then `rewind`: go to row 0 with the state x."""
+        self.load(x, streams)
+        self.rewind()
+
+    def load(self, x: Tensor, streams: Streams | None = None) -> None:
+        """Take the state x, (n, *shape) float32, whose samples draw their rows' noise from `streams`; wait for nothing.
 
         ValueError: another shape or dtype, or not as many streams as samples where the plan adds noise.
         """
@@ -233,13 +241,18 @@ class Stage:
             if streams is None or len(streams) != len(x):
                 got = "none" if streams is None else len(streams)
                 raise ValueError(f"the plan adds noise: give {len(x)} streams, one for each sample, not {got}")
-            words = [part >> np.uint64(s) & np.uint64(MASK) for part in (streams.seed, streams.index) for s in (0, 32)]
-            self._streams.copy_(torch.from_numpy(np.stack(words, 1).astype(np.uint32).view(np.int32)))
+            halves = [part >> np.uint64(s) & np.uint64(MASK) for part in (streams.seed, streams.index) for s in (0, 32)]
+            words = torch.from_numpy(np.stack(halves, 1).astype(np.uint32).view(np.int32))
+            pinned = words.pin_memory() if self.x.is_cuda else words  # else the copy would wait for the device
+            self._streams.copy_(pinned, non_blocking=True)
         self.x.copy_(x)
+
+    def rewind(self) -> None:
+        """Go to row 0 with the state that is in `x`."""
         self._row.zero_()
         self.times.copy_(self._t[:1].expand_as(self.times))
         if self._feeds:
-            for half in self.input.split(len(x)):
+            for half in self.input.split(len(self.x)):
                 half.copy_(self.x * self._c_in)
 
     def __call__(self, out: Tensor) -> None:
@@ -279,22 +292,29 @@ class Stage:
             next_row[(1,)](self._row, self._t, self.times, self.plan.nfe, len(self.times), BLOCK=128, num_warps=1)
 
 
+def refusal(prediction: "Prediction", dtype: torch.dtype) -> tuple[str, str] | None:
+    """Why no stage can run this prediction with a network of `dtype`, and the remedy; None: one can."""
+    shape = prediction.model.shape
+    if prediction.threshold is not None:
+        reason = "the fused kernel has no dynamic thresholding, whose quantile needs a whole sample at once"
+        return f"threshold = {prediction.threshold:g}: {reason}", 'use backend="torch" or "compile", or clip instead'
+    if dtype not in DTYPES:
+        return f"dtype = {dtype}: the fused kernel takes float32, float16, bfloat16", 'use backend="torch"'
+    if math.prod(shape) >= 2**31 - BLOCK:
+        reason = f"the fused kernel takes samples of less than 2^31 - {BLOCK} elements"
+        return f"shape = {shape}: {reason}", 'use backend="torch"'
+    return None
+
+
 def _check(
     prediction: "Prediction", n: int, dtype: torch.dtype, device: torch.device, memory_format: torch.memory_format
 ) -> None:
-    shape = prediction.model.shape
-    if prediction.threshold is not None:
-        raise ValueError(
-            f"threshold = {prediction.threshold:g}: the fused kernel has no dynamic thresholding, whose quantile needs "
-            'a whole sample at once; use backend="torch" or "compile", or clip instead'
-        )
-    if dtype not in DTYPES:
-        raise ValueError(f'dtype = {dtype}: the fused kernel takes float32, float16, bfloat16; use backend="torch"')
+    if (refused := refusal(prediction, dtype)) is not None:
+        raise ValueError("; ".join(refused))
     if device.type != "cuda" and isinstance(advance_row, triton.JITFunction):
         raise ValueError(f'the fused kernel runs on a CUDA GPU, not on {device}; use backend="torch"')
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ValueError(f"n = {n!r}: how many samples, a whole number from 1 up")
+    shape = prediction.model.shape
     if memory_format != torch.contiguous_format and RANKS.get(memory_format) != len(shape):
         raise ValueError(f"memory_format = {memory_format} does not fit samples of shape {shape}")
-    if math.prod(shape) >= 2**31 - BLOCK:
-        raise ValueError(f"shape = {shape}: the fused kernel takes samples of less than 2^31 - {BLOCK} elements")

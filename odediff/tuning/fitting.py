@@ -19,23 +19,21 @@ from .probe import Probe
 from .student import Student
 
 SHORT = 3  # predictions of the first stage's rows
+_FEWEST = 8  # samples of a stage
 _START = 4  # samples on which every pair is tried as a start
 
 
 @dataclass(frozen=True)
 class Record:
-    """A step of a fit: stage, loss or error on training noise, RMSE and median error on validation noise."""
+    """A step of a fit: its stage; the mean error of ridge, or the loss over that of the step before, on training noise;
+    RMSE, median and mean of the error on validation noise, of which the mean decides; and the free numbers."""
 
     stage: str
     train: float
     rmse: float
     median: float
+    mean: float
     numbers: tuple[float, ...]
-
-    @property
-    def score(self) -> float:
-        """What early stopping goes by: the mean of the logarithms of RMSE and median."""
-        return (float(np.log(self.rmse)) + float(np.log(self.median))) / 2
 
 
 @dataclass(frozen=True)
@@ -128,25 +126,39 @@ def fit(
 
     def judged(stage: str, made: Form, loss: float) -> Record:
         e = levenberg.residual(student, made, validation, features).square().mean(1).sqrt().cpu().numpy()
-        return Record(stage, loss, float(np.sqrt(np.mean(e**2))), float(np.median(e)), tuple(made.numbers().tolist()))
+        numbers = tuple(made.numbers().tolist())
+        return Record(stage, loss, float(np.sqrt(np.mean(e**2))), float(np.median(e)), float(np.mean(e)), numbers)
 
-    best, best_record = base, judged("start", base, 1.0)
-    for history in settings.histories:
-        for engine in ("ridge", "levenberg") if student.model.integer_times else (settings.engine,):
-            stage = f"{engine} {history}"
-            free = replace(best, history=history, times=settings.times)
-            if engine == "levenberg" and student.model.integer_times:
-                free = replace(free, times=False)
-            kept = journal.of(stage)
-            for made, loss in _steps(engine, student, free, train, kept, features):
-                journal.add(judged(stage, made, loss))
-                tick(f"{stage}: error {journal.records[-1].rmse:.3g}, median {journal.records[-1].median:.3g}")
-                if _stale(journal.of(stage), settings):
-                    break
-            for record in journal.of(stage):
-                if record.score < best_record.score:
-                    best, best_record = free.at(np.array(record.numbers)), record
+    best, least, at = base, judged("start", base, 1.0).mean, base
+    stages = _stages(settings, len(train.noise), student.model.integer_times)
+    for k, (engine, samples, history) in enumerate(stages):
+        stage = f"{engine} {samples} samples, history {history}"
+        free = replace(at, history=history, times=settings.times)
+        if engine == "levenberg" and student.model.integer_times:
+            free = replace(free, times=False)
+        some = train.part(slice(0, samples))
+        for made, loss in _steps(engine, student, free, some, journal.of(stage), features):
+            journal.add(judged(stage, made, loss))
+            tick(f"{stage}: validation {journal.records[-1].mean:.3g}")
+            if _ended(journal.of(stage), settings, k == len(stages) - 1):
+                break
+        for record in journal.of(stage):
+            at = free.at(np.array(record.numbers))
+            if record.mean < least:
+                best, least = at, record.mean
     return Fitted(replace(best, times=settings.times), name, tuple(journal.records))
+
+
+def _stages(settings: Settings, n: int, whole_times: bool) -> list[tuple[str, int, int]]:
+    """(engine, samples, history): few samples with the first history, twice as many with the others, all of them with
+    the last, each from where the one before ended: the way to the valley needs few samples, its floor needs many."""
+    first, *others = settings.histories
+    last = others[-1] if others else first
+    engines = ("ridge", "levenberg") if whole_times and settings.engine == "levenberg" else (settings.engine,)
+    few, half = max(min(n, _FEWEST), n // 4), max(min(n, _FEWEST), n // 2)
+    made = [(engines[0], few, first), *((engines[-1], half, history) for history in others or [first])]
+    made = [(engines[0], n, last)] if settings.engine == "ridge" and not others else made
+    return list(dict.fromkeys([*made, (engines[-1], n, last)]))
 
 
 def _steps(
@@ -164,8 +176,10 @@ def _steps(
     return levenberg.steps(student, at, train, features)
 
 
-def _stale(records: list[Record], settings: Settings) -> bool:
-    """Whether a stage has had its steps, or the last `patience` of them brought nothing."""
-    scores = [record.score for record in records]
-    late = len(scores) > settings.patience and min(scores[-settings.patience :]) > min(scores) - 1e-3
-    return len(scores) >= settings.iterations or (late and scores.index(min(scores)) < len(scores) - settings.patience)
+def _ended(records: list[Record], settings: Settings, last: bool) -> bool:
+    """Whether a stage has had its steps, half as many before the last, or validation has not gained for a while."""
+    errors = [record.mean for record in records]
+    since = len(errors) - 1 - int(np.argmin(errors))
+    return (
+        len(errors) >= (settings.iterations if last else max(1, settings.iterations // 2)) or since >= settings.patience
+    )

@@ -45,7 +45,7 @@ def tune(
     nfe: int | Iterable[int] = 8,
     *,
     n: int = 32,
-    validation: int = 16,
+    validation: int = 32,
     held_out: int = 64,
     seed: int = 0,
     label: Label = None,
@@ -59,8 +59,8 @@ def tune(
     times: bool = True,
     fed: bool = False,
     coefficients: bool = True,
-    iterations: int = 20,
-    patience: int = 3,
+    iterations: int = 12,
+    patience: int = 4,
     loss: Features | None = None,
     features: Features | None = None,
     backend: str = "torch",
@@ -86,7 +86,8 @@ def tune(
     history: predictions that a row may read, or several to try in this order; None: 3, then all.
     first: whether the first time is free too.  times, coefficients: whether those are.  fed: whether the time that the
         network is fed may differ from its state's.
-    iterations, patience: steps of a stage, and how many without gain on validation noise end it.
+    iterations, patience: steps of the last stage, half as many of those before it, and how many without gain on
+        validation noise end one.
     loss: f, from samples (n, *shape) to features (n, ..); None: the samples themselves.  features: for a Frechet
     distance in the report.  backend: what evaluates the network, see `odediff.backends`.  batch: samples at a time.
     folder: keeps references and steps, so that a run that was interrupted goes on, and more budgets cost less.
@@ -153,14 +154,14 @@ def tune(
             "start": fitted.start,
             **provenance(found),
         }
-        plan = fitted.form.plan(fitted=about) if found.holds else builtin[found.best]
-        made[budget] = plan
+        tuned = fitted.form.plan(fitted=about)
+        made[budget] = tuned if found.holds else builtin[found.best]
         reports[budget] = Budget(
-            *(budget, found, fitted.start, fitted.records, "tuned" if found.holds else found.best),
+            *(budget, tuned, found, fitted.start, fitted.records, "tuned" if found.holds else found.best),
             *(float(probes.held_out.doubt.median()), student.evaluations - before, time.process_time() - began),
         )
         if target is not None:
-            write_plan(plan, target, guidance)
+            write_plan(made[budget], target, guidance)
     report = Report(reports)
     return (made[budgets[0]], report) if isinstance(nfe, (int, np.integer)) else (made, report)
 

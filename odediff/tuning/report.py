@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..plans import Plan
 from .certificate import Certificate, Entry, Interval
 from .fitting import Record
 
@@ -15,13 +16,15 @@ SHOWN = 6
 
 @dataclass(frozen=True)
 class Budget:
-    """One budget: the certificate, the pair that the fit started from, its steps, and what was returned.
+    """One budget: the fitted plan, whether or not it holds, its certificate, the pair that the fit started from, its
+    steps, and the name of what was returned.
 
     doubt: median error of the held-out references, an upper bound.  evaluations: of the network, in samples.
     seconds: of process CPU time.
     """
 
     nfe: int
+    plan: Plan
     certificate: Certificate
     start: str
     records: tuple[Record, ...]

@@ -1,0 +1,279 @@
+"""What `odediff.tune` gains: plans fitted by several ways, judged beside every peer on noise that none has seen.
+
+    python bench/tune.py fit mnist --nfe 5 8 --seeds 0 1 2            fit and keep the plans
+    python bench/tune.py fit mnist --nfe 8 --ways times coefficients ridge --n 2 8 128
+    python bench/tune.py judge mnist digits                           errors of all plans and of the best peers
+    python bench/tune.py report                                       tables and pictures of docs/tuning.md and README
+
+Problems: mnist, fashion (bench/networks), mnist_conditional (guidance 2), digits, modes (`problems.py`). Ways:
+
+    both            times and weights of all history, Levenberg-Marquardt: `tune` as it comes
+    fed             the times that the network is fed, too
+    times           times only, the weights of the built-in pair that it starts from
+    coefficients    weights only, on the times of that pair
+    ridge           both, without derivatives: rows in closed form, dynamic programming and coordinate search
+    ddim times      times only, for DDIM's rows (learned schedules; compare Sabour et al. 2024, Xue et al. 2024)
+    ddim dp         dynamic programming on the reference's one-step errors, DDIM's rows (compare Watson et al. 2021)
+
+Every way is fitted to the same noises of a seed. Peers: of every family, the settings that lead at this budget in
+`results/work_precision` by RMSE or by median (for mnist_conditional those of both networks), run again on the judge's
+noise. A plan's error: RMS over a sample's elements of x0 - x0_reference; RMSE over samples, and the median.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+if Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
+    sys.path.append(sys.path.pop(0))  # bench/onnx.py is here, which would hide the package onnx
+
+import rivals
+import torch
+from common import RESULTS, environment, exact_float32
+from problems import EXACT, Problem, errors, exact
+from torch import Tensor
+from tqdm import tqdm
+from work_precision import load, settings
+
+import odediff
+from odediff.model import Model
+from odediff.tuning.certificate import pairs
+from odediff.tuning.form import form
+from odediff.tuning.probe import probe
+from odediff.tuning.ridge import dynamic
+from odediff.tuning.student import Student
+
+NFE = (3, 4, 5, 6, 8, 10, 12)
+FOLDER = RESULTS / "tune"
+TESTS, TEST_SEEDS = 64, (1001, 1002)
+REFERENCE_NFE = 121
+GUIDED = 2.0
+LEADERS = 3  # settings of a family, by either measure
+WAYS: dict[str, dict[str, Any]] = {
+    "both": {},
+    "fed": {"fed": True},
+    "times": {"coefficients": False},
+    "coefficients": {"times": False},
+    "ridge": {"engine": "ridge"},
+}
+PUBLISHED = ("ddim times", "ddim dp")
+
+
+def subject(name: str) -> tuple[Model, dict[str, Any]]:
+    """The model of a problem, unclamped, and the options that it is sampled with."""
+    if name in EXACT:
+        found = exact(name, n=2)
+        net = found.net
+        return Model(net, schedule=found.schedule, prediction=found.prediction, shape=found.shape, range=None), {}
+    model = odediff.load(Path(__file__).parent / "networks" / name if name == "fashion" else name)
+    model.range = None
+    return model, {"guidance": GUIDED} if name == "mnist_conditional" else {}
+
+
+def path_of(name: str) -> Path:
+    return FOLDER / f"{name}.json"
+
+
+def read(name: str) -> dict[str, Any]:
+    """What is known of a problem: plans, and errors of the judge."""
+    found = {"plans": [], "rows": []}
+    return json.loads(path_of(name).read_text()) if path_of(name).is_file() else found
+
+
+def write(name: str, data: dict[str, Any]) -> None:
+    """A line for each plan and row."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    blocks = [f'"{key}":[\n' + ",\n".join(map(json.dumps, data[key])) + "\n]" for key in ("plans", "rows")]
+    path_of(name).write_text("{" + ",\n".join(blocks) + "}\n")
+
+
+def fit(name: str, args: argparse.Namespace) -> None:
+    """Fit what is asked for and missing."""
+    model, options = subject(name)
+    backend = "torch" if name in EXACT else args.backend
+    for nfe in args.nfe:
+        for way in args.ways:
+            for n in args.n:
+                for seed in args.seeds:
+                    known = [(p["nfe"], p["way"], p["n"], p["seed"]) for p in read(name)["plans"]]
+                    if (nfe, way, n, seed) in known:
+                        continue
+                    began = time.perf_counter(), time.process_time()
+                    plan, about = _fitted(model, way, nfe, n, seed, options, backend, args.work)
+                    wall, cpu = time.perf_counter() - began[0], time.process_time() - began[1]
+                    made = {"nfe": nfe, "way": way, "n": n, "seed": seed, "wall": round(wall, 1), "cpu": round(cpu, 1)}
+                    made |= {**about, "threads": torch.get_num_threads(), "backend": backend}
+                    data = read(name)
+                    data["plans"].append({**made, **environment(), "plan": plan.to_json()})
+                    write(name, data)
+                    print(name, made, flush=True)
+
+
+def _fitted(
+    model: Model, way: str, nfe: int, n: int, seed: int, options: dict[str, Any], backend: str, work: Path | None
+) -> tuple[odediff.Plan, dict[str, Any]]:
+    """A plan and what its fit says; the fitted plan itself, whether or not it was certified."""
+    if way == "ddim dp":
+        student = Student(model, **options)
+        start = form(model.schedule, odediff.plan("ddim", model.schedule, nfe, "quadratic"), first=False)
+        noise = probe(student, n, 2**62 + 3 * seed, _labels(model, n), None, None)
+        return dynamic(start, noise).plan(), {}
+    if way == "ddim times":
+        return _ddim_times(model, nfe, n, seed, options, backend), {}
+    more: dict[str, Any] = {"n": n, "seed": seed, "folder": work, "backend": backend, **options, **WAYS[way]}
+    _, report = odediff.tune(model, nfe, **more)
+    budget = report[nfe]
+    c = budget.certificate
+    about = {"start": budget.start, "certified": c.holds, "over_rmse": c.rmse, "over_median": c.median}
+    about |= {"evaluations": budget.evaluations, "steps": len(budget.records)}
+    return budget.plan, about
+
+
+def _ddim_times(model: Model, nfe: int, n: int, seed: int, options: dict[str, Any], backend: str) -> odediff.Plan:
+    """DDIM's rows at times fitted by Levenberg-Marquardt on the ends."""
+    from odediff.backends import choose, runner
+    from odediff.tuning.levenberg import steps
+
+    student = Student(runner(choose(backend, model)[0], model), **options)
+    noise = probe(student, n, 2**62 + 3 * seed, _labels(model, n), None, None)
+    at = form(model.schedule, odediff.plan("ddim", model.schedule, nfe, "quadratic"), coefficients=False)
+    for _, (made, _) in zip(range(20), steps(student, at, noise, None), strict=False):
+        at = made
+    return at.plan()
+
+
+def _labels(model: Model, n: int) -> Tensor | None:
+    return None if model.num_classes is None else torch.arange(model.num_classes).repeat(n)[:n]
+
+
+def judge(name: str, args: argparse.Namespace) -> None:
+    """Errors on two sets of fresh noise: all plans, our built-in pairs that lead, and the peers that lead."""
+    model, options = subject(name)
+    net = model.net
+    data = read(name)
+    for seed in TEST_SEEDS:
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(TESTS, *model.shape, generator=generator)
+        labels = _labels(model, TESTS)
+        problem = _problem(name, model, noise, labels, options)
+        student = Student(model, **options)
+        truth, doubt = _truth(student, noise, labels)
+        done = {(row["nfe"], row["name"]) for row in data["rows"] if row["test"] == seed}
+        for nfe in args.nfe:
+            runs: dict[str, Any] = {}
+            for made in data["plans"]:
+                if made["nfe"] == nfe:
+                    key = f"{made['way']}, {made['n']} samples, seed {made['seed']}"
+                    runs[key] = ("tuned", odediff.Plan.from_json(made["plan"]))
+            builtin = pairs(student, nfe)
+            for key in {"default", *_leading_pairs(student, builtin, noise, labels, truth)} & set(builtin):
+                runs[key] = ("built-in", builtin[key])
+            runs["ddim quadratic"] = ("built-in", builtin["ddim quadratic"])
+            for setting in _peers(name, nfe):
+                runs[f"{setting.family} {setting.name}"] = ("peer", setting)
+            for key, (kind, run) in tqdm(runs.items(), desc=f"{name} {seed} {nfe}"):
+                if (nfe, key) in done:
+                    continue
+                try:
+                    if kind == "peer":
+                        x, used, _ = rivals.measure(problem, run, nfe)
+                        if used > nfe:
+                            continue
+                    else:
+                        x = student.run(run, noise, labels)
+                except Exception as error:  # a peer that fails is a result
+                    print(name, nfe, key, error)
+                    continue
+                row = {"nfe": nfe, "name": key, "kind": kind, "test": seed, "doubt": doubt}
+                data["rows"].append({**row, **{k: float(f"{v:.4g}") for k, v in errors(x, truth).items()}})
+            write(name, data)
+    assert model.net is net
+
+
+def _truth(student: Student, noise: Tensor, labels: Tensor | None) -> tuple[Tensor, float]:
+    """The converged ends, and the median RMS distance of another solver's."""
+    schedule = student.model.schedule
+    x0, other = (
+        student.run(odediff.plan(name, schedule, nfe, grid, space="flow", variable=variable), noise, labels).double()
+        for name, nfe, grid, variable in (
+            ("rk4", REFERENCE_NFE, "asinh", "tau"),
+            ("abm4", REFERENCE_NFE // 2, "asinh", "t"),
+        )
+    )
+    return x0, errors(other, x0)["median"]
+
+
+def _problem(name: str, model: Model, noise: Tensor, labels: Tensor | None, options: dict[str, Any]) -> Problem:
+    """The network as the peers call it: guided, for these labels."""
+    net: Any = model.net
+    if labels is not None:
+        prediction = Student(model, **options).prediction
+
+        def net(x: Tensor, t: Tensor) -> Tensor:
+            return prediction.network(labels, x)(x, float(t.flatten()[0]))
+
+    made = Problem(name, net, model, len(noise), None if name in EXACT else torch.float32)
+    made.noise = noise
+    return made
+
+
+def _leading_pairs(
+    student: Student, builtin: dict[str, odediff.Plan], noise: Tensor, labels: Tensor | None, truth: Tensor
+) -> set[str]:
+    """The pairs that lead on the first 16 noises, by RMSE or median."""
+    few = slice(0, 16)
+    found = {}
+    for key, plan in builtin.items():
+        x = student.run(plan, noise[few], None if labels is None else labels[few])
+        if bool(torch.isfinite(x).all()):
+            found[key] = errors(x, truth[few])
+    return {k for m in ("rmse", "median") for k in sorted(found, key=lambda key: found[key][m])[:LEADERS]}
+
+
+def _peers(name: str, nfe: int) -> list[rivals.Setting]:
+    """The settings that lead at a budget in results/work_precision, a few of each family."""
+    sources = {"mnist_conditional": ("mnist", "fashion")}.get(name, (name,))
+    rows = [r for r in load()["rows"] if r["problem"] in sources and r["nfe"] == nfe and "error" not in r]
+    kept: list[rivals.Setting] = []
+    for family in ("diffusers", "k-diffusion", "azula", "torchdiffeq"):
+        mine = [r for r in rows if r["family"] == family and r["used"] <= nfe]
+        names = {
+            r["setting"]
+            for source in sources
+            for m in ("rmse", "median")
+            for r in sorted((r for r in mine if r["problem"] == source), key=lambda r: r[m])[:LEADERS]
+        }
+        kept += [setting for setting in settings(family, False) if setting.name in names]
+    return kept
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("fit", "judge", "report"))
+    parser.add_argument("problems", nargs="*")
+    parser.add_argument("--nfe", type=int, nargs="+", default=list(NFE))
+    parser.add_argument("--ways", nargs="+", default=["both"], choices=(*WAYS, *PUBLISHED))
+    parser.add_argument("--n", type=int, nargs="+", default=[32])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--backend", default="onnx")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--work", type=Path, help="keeps references and steps, so that a run that stopped goes on")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    exact_float32()
+    if args.what == "report":
+        import tune_page
+
+        tune_page.report()
+        return
+    for name in args.problems:
+        (fit if args.what == "fit" else judge)(name, args)
+
+
+if __name__ == "__main__":
+    main()
