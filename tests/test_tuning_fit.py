@@ -48,7 +48,7 @@ def test_a_reference_is_the_flow() -> None:
         made = probe(Student(model), 5, 3, None, None, None)
         want = normal_flow(model, made.noise)
         gap = (made.x0 - want).square().mean(1).sqrt()
-        assert float(gap.max()) < 2e-3 and (gap <= 3 * made.doubt + 1e-6).all()
+        assert float(gap.max()) < 2e-3 and (gap <= made.doubt).all()
         k = 30
         tau = (made.tau[k] + made.tau[k + 1]) / 2
         assert float((made.at(float(made.tau[k])) - made.y[k]).abs().max()) < 1e-6
@@ -82,7 +82,8 @@ def test_levenberg_leaves_what_is_not_free() -> None:
     train = probe(student, 8, 1, None, None, None)
     for free in ({"times": False}, {"coefficients": False}, {"first": False}):
         made = start(COSINE, **free)
-        new, _ = next(levenberg.steps(student, made, train, None))
+        new, loss = next(levenberg.steps(student, made, train, None))
+        assert loss < 0.5
         assert np.array_equal(new.lam, made.lam) == ("times" in free)
         assert np.array_equal(new.weights, made.weights) == ("coefficients" in free)
         assert (new.lam[0] == made.lam[0]) or "first" not in free
@@ -108,14 +109,15 @@ def test_a_loss_of_features_fits_these(fitted) -> None:
 
 
 def test_features_go_into_the_normal_equations() -> None:
-    """J' W J and J' W r of a nonlinear feature against autograd."""
+    """J' W J and J' W r of a nonlinear feature, whose derivative is known."""
     student = Student(normal())
     train, made = probe(student, 6, 1, None, None, None), start(COSINE)
     seen = lambda x: torch.tanh(2 * x[:, :3]).square()  # noqa: E731
     r = levenberg.residual(student, made, train, seen)
     w = torch.linspace(0.2, 1, 6, dtype=torch.float64)
     x, tangents = student.tangents(made, train.noise)
-    j = torch.stack([torch.func.jvp(seen, (x,), (v,))[1] for v in tangents])
+    t = torch.tanh(2 * x[:, :3])
+    j = 4 * t * (1 - t**2) * tangents[:, :, :3]
     hessian, gradient = levenberg._normal(student, made, train, r, w, seen)
     want = torch.einsum("pnd,n,qnd->pq", j, w, j), torch.einsum("pnd,n,nd->p", j, w, r)
     np.testing.assert_allclose(hessian, want[0].numpy(), rtol=0, atol=0.02 * float(want[0].abs().max()))
@@ -266,6 +268,7 @@ def test_a_network_that_is_closed_or_trains_is_left_as_it_was() -> None:
     assert learning.net.training and same == pytest.approx(loss, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_an_onnx_file_is_fitted(tmp_path: Path) -> None:
     class Small(nn.Module):
         def __init__(self) -> None:

@@ -62,12 +62,13 @@ def exact(
 
 
 def normal_flow(model: odediff.Model, noise: Tensor) -> Tensor:
-    """Where the flow of one normal ends, in closed form: x0 = m + s (x_T - alpha m) / sqrt(alpha^2 s^2 + sigma^2)."""
+    """Where the flow of one normal is at t_min, in closed form, and the mean x0 there."""
     net, s = model.net, model.schedule
     assert isinstance(net, Exact) and len(net.means) == 1
-    alpha, sigma = float(s.alpha(s.t_max)), float(s.sigma(s.t_max))
-    x = (alpha**2 + sigma**2) ** 0.5 * noise.double()
-    return net.means[0] + net.std * (x - alpha * net.means[0]) / (alpha**2 * net.std**2 + sigma**2).sqrt()
+    (a, b), (a2, b2) = ((float(s.alpha(t)), float(s.sigma(t))) for t in (s.t_max, s.t_min))
+    gap = (a**2 + b**2) ** 0.5 * noise.double() - a * net.means[0]
+    gap = gap * ((a2**2 * net.std**2 + b2**2) / (a**2 * net.std**2 + b**2)).sqrt()
+    return net.means[0] + a2 * net.std**2 / (a2**2 * net.std**2 + b2**2) * gap
 
 
 def unit(n: int = 6, size: int = 3, seed: int = 4) -> Tensor:

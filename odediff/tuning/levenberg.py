@@ -24,6 +24,7 @@ from .student import Student
 Features = Callable[[Tensor], Tensor]
 DAMPINGS = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
 GAIN = 5e-3  # a step that lowers the loss by less than this share is the last
+_FLOOR = 1e-2  # of the mean diagonal, in the damping
 _MEMORY = 2**26  # numbers in the tangents of one batch
 
 
@@ -36,9 +37,11 @@ def steps(student: Student, form: Form, probe: Probe, features: Features | None)
         hessian, gradient = _normal(student, form, probe, residuals, 1 / (1 + square / scale).sqrt(), features)
         now = _robust(square, scale)
 
+        diagonal = np.diag(hessian)
+        floor = np.maximum(diagonal, _FLOOR * diagonal.mean())  # else a number that hardly matters leaps, whatever mu
         loss, new = now, form
         for mu in DAMPINGS:
-            damped = hessian + mu * np.diag(np.diag(hessian)) + 1e-14 * np.trace(hessian) * np.eye(len(hessian))
+            damped = hessian + mu * np.diag(floor) + 1e-14 * np.trace(hessian) * np.eye(len(hessian))
             trial = form.at(form.numbers() - np.linalg.solve(damped, gradient))
             if trial.allowed():
                 there = _robust(residual(student, trial, probe, features).square().mean(1), scale)

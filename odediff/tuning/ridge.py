@@ -25,6 +25,7 @@ from .probe import Probe
 from .student import Student
 
 STRENGTH = 1e-3  # of the ridge, in shares of the mean diagonal
+_ROUNDING = 1e-10  # of the squared prediction, what differences of predictions have to exceed
 _SMALLEST = 0.02  # of the search's steps in lam, where it ends
 _LITTLE = 0.98  # a pass that leaves more of the loss is followed by one of smaller steps
 _WHOLE = (32, 8, 2, 1)  # its steps in whole times
@@ -56,7 +57,8 @@ def _solved(student: Student, form: Form, probe: Probe) -> tuple[Form, float]:
             flat = basis.flatten(1).double()
             gram = (flat @ flat.T).cpu().numpy()
             right = (flat @ ((target - y) / step - past[i]).flatten().double()).cpu().numpy()
-            strength = STRENGTH * np.trace(gram) / depth + np.finfo(float).tiny  # where predictions do not differ
+            size = float(past[i].double().square().sum())
+            strength = STRENGTH * np.trace(gram) / depth + _ROUNDING * size  # all predictions may be the same
             weights[i, 1 : depth + 1] = np.linalg.solve(gram + strength * np.eye(depth), right)
             weights[i, 0] = 1.0 - weights[i, 1:].sum()
             slope = slope + torch.tensordot(torch.as_tensor(weights[i, 1 : depth + 1], dtype=y.dtype).to(y), basis, 1)
