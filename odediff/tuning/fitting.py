@@ -97,11 +97,12 @@ def start(
     student: Student, schedule: Schedule, builtin: dict[str, Plan], probe: Probe, settings: Settings
 ) -> tuple[str, Form]:
     """The built-in pair of the least median error on validation noise, of those that a form can hold, as a form."""
-    free = {"first": settings.first, "times": settings.times, "fed": settings.fed}
+    free: dict[str, Any] = {"first": settings.first, "times": settings.times, "fed": settings.fed}
+    free |= {"history": max(settings.histories), "coefficients": settings.coefficients}
     forms = {}
     for name, plan in builtin.items():
         try:
-            made = form(schedule, plan, coefficients=settings.coefficients, **free)
+            made = form(schedule, plan, **free)
         except ValueError:  # a step that stays where it is, as a Runge-Kutta stage may
             continue
         if made.allowed():
