@@ -7,7 +7,9 @@
    runs exported files needs numpy and onnxruntime alone.
 3. Kernels know tables and draws: of ours they import `philox` alone, and they alone import triton.
 4. Training knows no sampling.
-5. No import cycles, and no public function shares its module's name.
+5. Tuning runs plans itself: it knows plans, methods and what evaluates a network, but neither `sample` nor training.
+   What finds and judges its plans, `stored` and `identity`, knows plans alone; executors know neither.
+6. No import cycles, and no public function shares its module's name.
 """
 
 import ast
@@ -205,6 +207,26 @@ def test_training_imports_neither_plans_nor_sampling():
     assert modules_of("nn")
     parts = ("plans", "trace", "methods", "step", "philox", "noise", "sampling", "adaptive", "cli")
     assert reaches(imported(modules, typing_too=True), *(f"odediff.{part}" for part in parts)) == set()
+
+
+def test_tuning_knows_plans_and_methods_but_neither_sampling_nor_training():
+    modules = modules_of("tuning")
+    assert {"odediff.tuning.front", "odediff.tuning.student"} <= set(modules)
+    known = reaches(imported(modules), "odediff") - set(modules)
+    assert {"odediff.plans", "odediff.methods", "odediff.prediction", "odediff.running"} <= known
+    parts = ("sampling", "adaptive", "exporting", "kernels", "graph", "training", "nn", "cli")
+    assert reaches(known, *(f"odediff.{part}" for part in parts)) == set()
+    others = imported([m for m in SOURCES if m not in modules and not m.startswith("odediff.cli")], typing_too=True)
+    assert reaches(others, "odediff.tuning") <= {"odediff.tuning"}
+
+
+def test_stored_plans_and_identities_know_plans_alone():
+    assert reaches(imported(modules_of("stored", "identity")), "odediff") == {"odediff.plans"}
+    assert reaches(imported(modules_of(*EXECUTORS)), "odediff.stored", "odediff.identity", "odediff.tuning") == set()
+
+
+def test_sampling_loads_no_tuning():
+    assert reaches(loaded_after("import odediff.sampling"), "odediff.tuning", "odediff.methods") == set()
 
 
 def test_loading_training_loads_no_sampling():
