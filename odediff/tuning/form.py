@@ -21,7 +21,7 @@ from ..spaces import space_pair
 from ..trace import lower
 
 BOUND = 32.0  # largest sum of a row's |w|
-_CLOSEST = 0.02  # smallest step in lam
+_CLOSEST, _FARTHEST = 0.02, 0.5  # in lam: between two states, and that a time moves at once
 _BASIS = np.longdouble
 
 
@@ -77,6 +77,17 @@ class Form:
         if pairs:
             weights[:, 0] = 1.0 - weights[:, 1:].sum(1)
         return replace(self, lam=lam, feed=feed, weights=weights)
+
+    def room(self) -> tuple[Array, Array]:
+        """How far down and up each free number may go in one step: times along the schedule, and not far."""
+        numbers, count = self.numbers(), len(self.lam[self._free()[0]])
+        down, up = np.full(len(numbers), -np.inf), np.full(len(numbers), np.inf)
+        timed = count + self.nfe * self.fed
+        down[:timed], up[:timed] = -_FARTHEST, _FARTHEST
+        low, high = self.bounds
+        down[:count] = np.maximum(down[:count], low - numbers[:count])
+        up[:count] = np.minimum(up[:count], high - numbers[:count])
+        return down, up
 
     def allowed(self) -> bool:
         """Whether times decrease, and every row's weights are bounded."""

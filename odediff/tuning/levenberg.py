@@ -38,8 +38,7 @@ def steps(student: Student, form: Form, probe: Probe, features: Features | None)
 
         loss, new = now, form
         for mu in DAMPINGS:
-            damped = hessian + mu * np.diag(np.diag(hessian)) + 1e-14 * np.trace(hessian) * np.eye(len(hessian))
-            trial = form.at(form.numbers() - np.linalg.solve(damped, gradient))
+            trial = form.at(form.numbers() + _solved(hessian, gradient, mu, form))
             if trial.allowed():
                 there = _robust(residual(student, trial, probe, features).square().mean(1), scale)
                 if there < loss:  # not so if it diverged to NaN
@@ -50,6 +49,25 @@ def steps(student: Student, form: Form, probe: Probe, features: Features | None)
         if loss > (1 - _GAIN) * now:
             return
         form = new
+
+
+def _solved(hessian: Array, gradient: Array, mu: float, form: Form) -> Array:
+    """The damped step within `Form.room`: numbers that would leave it go as far as they may, the others are solved for.
+
+    A time that the end hardly depends on, as the first, would else be sent off the schedule by its own small curvature.
+    """
+    damped = hessian + mu * np.diag(np.diag(hessian)) + 1e-14 * np.trace(hessian) * np.eye(len(hessian))
+    down, up = form.room()
+    step, free = np.zeros_like(gradient), np.ones(len(gradient), dtype=bool)
+    while free.any():
+        rest = gradient[free] + damped[np.ix_(free, ~free)] @ step[~free]
+        step[free] = -np.linalg.solve(damped[np.ix_(free, free)], rest)
+        out = free & ((step < down) | (step > up))
+        if not out.any():
+            break
+        step[out] = np.clip(step[out], down[out], up[out])
+        free &= ~out
+    return step
 
 
 def residual(student: Student, form: Form, probe: Probe, features: Features | None) -> Tensor:

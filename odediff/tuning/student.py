@@ -167,7 +167,7 @@ class Student:
 
 
 def _changes(form: Form) -> Changes:
-    """The derivatives of the table by the free numbers, central differences in float64."""
+    """The derivatives of the table by the free numbers: differences in float64, one-sided where a bound is."""
     numbers, rows = form.numbers(), form.nfe
     count = len(numbers)
     made = Changes(*(np.zeros((count, *shape)) for shape in ((rows,), (rows, rows), (rows,), (rows,))))
@@ -175,12 +175,13 @@ def _changes(form: Form) -> Changes:
         h = np.zeros(count)
         h[k] = _COEFFICIENT
         up, down = form.at(numbers + h), form.at(numbers - h)
-        made.level[k] = (up.lam - down.lam) / (2 * _COEFFICIENT)
-        made.time[k] = (up.lam + up.feed - down.lam - down.feed) / (2 * _COEFFICIENT)
+        width = float(up.numbers()[k] - down.numbers()[k])
+        made.level[k] = (up.lam - down.lam) / width
+        made.time[k] = (up.lam + up.feed - down.lam - down.feed) / width
         one, other = up.plan(), down.plan()
-        made.a[k] = (one.a - other.a) / (2 * _COEFFICIENT)
+        made.a[k] = (one.a - other.a) / width
         for sign, plan in ((1, one), (-1, other)):
-            made.b[k, :, : plan.depth] += sign * plan.b / (2 * _COEFFICIENT)
+            made.b[k, :, : plan.depth] += sign * plan.b / width
     for table in (made.a, made.b):
         table[np.abs(table) < 1e-9] = 0.0  # rounding of what does not depend on the number
     return made
