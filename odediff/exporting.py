@@ -126,7 +126,7 @@ def export(
     """
     begin, path = time.perf_counter(), Path(path)
     _check_model(model, opset)
-    plan = _plan(model, solver, nfe, grid, eta, options)
+    plan = _plan(model, solver, nfe, grid, eta, options, guidance)
     predict: dict[str, Any] = {"guidance": guidance, "clip": clip, "threshold": threshold, "clip_eps": clip_eps}
     form, why = _form(form, plan, target)
     own = model.about.precision if isinstance(model, OnnxModel) else "fp32"
@@ -171,7 +171,13 @@ def _check_model(model: object, opset: int | None) -> None:
 
 
 def _plan(
-    model: Model | OnnxModel, solver: str | Plan | None, nfe: int | None, grid: Any, eta: float | None, options: Any
+    model: Model | OnnxModel,
+    solver: str | Plan | None,
+    nfe: int | None,
+    grid: Any,
+    eta: float | None,
+    options: Any,
+    guidance: float | None,
 ) -> Plan | None:
     """The plan of a sampler, None of a network alone."""
     if solver is None and nfe is None:
@@ -181,7 +187,7 @@ def _plan(
         return None
     if isinstance(solver, str) and is_torchdiffeq(solver):
         raise ValueError(f"{solver} chooses its steps as it goes; a graph needs a fixed-step solver of odediff.METHODS")
-    return compiled(cast(Model, model), solver, nfe, grid, eta, options)
+    return compiled(cast(Model, model), solver, nfe, grid, eta, options, guidance)
 
 
 def _form(form: str | None, plan: Plan | None, target: str) -> tuple[str | None, str]:

@@ -39,8 +39,8 @@ def mismatch(model: Any, plan_args: Mapping[str, Any], guidance: float | None) -
         same = here is None or there is None or (len(here) == len(there) and _near(here, there))
     if not same:
         return "the plan was fitted to another model, and such plans do not transfer: tune one for this (odediff.tune)"
-    if guidance != fitted.get("guidance"):
-        return f"the plan was fitted at guidance {fitted.get('guidance')} and runs at {guidance}: tune one for this"
+    if (1.0 if guidance is None else guidance) != (1.0 if (there := fitted.get("guidance")) is None else there):
+        return f"the plan was fitted at guidance {there} and runs at {guidance}: tune one for this"
     return None
 
 

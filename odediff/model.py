@@ -96,7 +96,7 @@ class Model:
         self.net, self.schedule, self.prediction, self.num_classes = net, schedule, prediction, num_classes
         self.shape, self.range = tuple(shape), None if range is None else (float(range[0]), float(range[1]))
         self.clip, self.integer_times, self.info = clip, integer_times, dict(info or {})
-        self.folder: Path | None = None  # where it was loaded from, and where tuned plans are looked for
+        self.folder: Path | None = None  # where it was loaded from or first saved to: where its tuned plans are
 
     def _tensor(self) -> Tensor | None:
         if not isinstance(self.net, nn.Module):
@@ -199,6 +199,7 @@ class Model:
         finally:
             for temporary in new:
                 temporary.unlink(missing_ok=True)
+        self.folder = self.folder or folder
 
 
 def _check_classes(net: Callable[..., Any], num_classes: int | None) -> None:

@@ -52,4 +52,4 @@ def stored_plan(model: Any, nfe: int, guidance: float | None) -> Plan:
 
 
 def _name(nfe: int, guidance: float | None) -> str:
-    return f"{nfe}.json" if guidance is None else f"{nfe}-guidance-{guidance:g}.json"
+    return f"{nfe}.json" if guidance is None else f"{nfe}-guidance-{float(guidance)!r}.json".replace(".0.json", ".json")

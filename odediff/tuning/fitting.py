@@ -64,8 +64,13 @@ class Journal:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        lines = path.read_text().splitlines() if path is not None and path.is_file() else []
-        self.records = [Record(**{**made, "numbers": tuple(made["numbers"])}) for made in map(_read, lines) if made]
+        text = path.read_text() if path is not None and path.is_file() else ""
+        whole = text[: text.rfind("\n") + 1]
+        if path is not None and whole != text:  # a line was being written when the run was cut off
+            path.write_text(whole)
+        lines = [json.loads(line) for line in whole.splitlines()]
+        self.ended = {line["ended"] for line in lines if "ended" in line}
+        self.records = [Record(**{**line, "numbers": tuple(line["numbers"])}) for line in lines if "ended" not in line]
 
     def of(self, stage: str) -> list[Record]:
         """The steps of a stage."""
@@ -74,17 +79,18 @@ class Journal:
     def add(self, record: Record) -> None:
         """Keep a step."""
         self.records.append(record)
+        self._write(asdict(record))
+
+    def end(self, stage: str) -> None:
+        """Keep that a stage has no more steps."""
+        self.ended.add(stage)
+        self._write({"ended": stage})
+
+    def _write(self, line: dict[str, Any]) -> None:
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a") as file:
-                file.write(json.dumps(asdict(record)) + "\n")
-
-
-def _read(line: str) -> dict[str, Any] | None:
-    try:
-        return dict(json.loads(line))
-    except json.JSONDecodeError:  # the line that was being written when the run was cut off
-        return None
+                file.write(json.dumps(line) + "\n")
 
 
 def start(
@@ -136,12 +142,14 @@ def fit(
         free = replace(at, history=history, times=settings.times)
         if engine == "levenberg" and student.model.integer_times:
             free = replace(free, times=False)
-        some = train.part(slice(0, samples))
-        for made, loss in _steps(engine, student, free, some, journal.of(stage), features):
-            journal.add(judged(stage, made, loss))
-            tick(f"{stage}: validation {journal.records[-1].mean:.3g}")
-            if _ended(journal.of(stage), settings, k == len(stages) - 1):
-                break
+        some, last = train.part(slice(0, samples)), k == len(stages) - 1
+        if stage not in journal.ended and not _ended(journal.of(stage), settings, last):
+            for made, loss in _steps(engine, student, free, some, journal.of(stage), features):
+                journal.add(judged(stage, made, loss))
+                tick(f"{stage}: validation {journal.records[-1].mean:.3g}")
+                if _ended(journal.of(stage), settings, last):
+                    break
+            journal.end(stage)
         for record in journal.of(stage):
             at = free.at(np.array(record.numbers))
             if record.mean < least:
@@ -172,14 +180,15 @@ def _steps(
     """Steps of an engine, from where a journal left it: the form, and its loss (ridge) or the loss's ratio."""
     at = free.at(np.array(kept[-1].numbers)) if kept else free
     if engine == "ridge":
-        return ridge.search(student, at, train)
+        return ridge.search(student, at, train, [record.train for record in kept])
+    if kept and kept[-1].train > 1 - levenberg.GAIN:  # it was the last
+        return iter(())
     return levenberg.steps(student, at, train, features)
 
 
 def _ended(records: list[Record], settings: Settings, last: bool) -> bool:
     """Whether a stage has had its steps, half as many before the last, or validation has not gained for a while."""
-    errors = [record.mean for record in records]
-    since = len(errors) - 1 - int(np.argmin(errors))
-    return (
-        len(errors) >= (settings.iterations if last else max(1, settings.iterations // 2)) or since >= settings.patience
-    )
+    if not records:
+        return False
+    errors, most = [record.mean for record in records], max(1, settings.iterations // (1 if last else 2))
+    return len(errors) >= most or len(errors) - 1 - int(np.argmin(errors)) >= settings.patience

@@ -5,7 +5,8 @@
 
 In this frame, which is singular at neither end of a schedule, every row conserves signal and noise whatever w is. Free
 are lam at the states (so the times), w[i,1..], and how far the time that the network is fed is from its state's, in
-lam. With lam[0] free, x_T stands for the state at a time below t_max: a first step without an evaluation.
+lam. With lam[0] free, x_T stands for the state at a time below t_max: a first step without an evaluation. Not free, it
+is -inf where alpha(t_max) = 0.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from ..spaces import space_pair
 from ..trace import lower
 
 BOUND = 32.0  # largest sum of a row's |w|
-_CLOSEST, _FARTHEST = 0.02, 0.5  # in lam: between two states, and that a time moves at once
+_CLOSEST = 0.02  # in lam, between two states
+_FARTHEST, _HEAVIEST = 0.5, 4.0  # what a time in lam, and a weight, may change by in one step
 _BASIS = np.longdouble
 
 
@@ -78,12 +80,29 @@ class Form:
             weights[:, 0] = 1.0 - weights[:, 1:].sum(1)
         return replace(self, lam=lam, feed=feed, weights=weights)
 
+    def within(self) -> Form:
+        """The nearest form that is allowed: times `_CLOSEST` apart, rows of more than `BOUND` with less history."""
+        _, high = self.bounds
+        gaps = _CLOSEST * np.arange(self.nfe)
+        lam = np.maximum.accumulate(self.lam - gaps) + gaps if self.times else self.lam
+        if self.times:
+            lam = np.minimum(lam, high - gaps[::-1])
+        total = np.abs(self.weights[:, 1:]).sum(1, keepdims=True)
+        share = np.where(
+            np.abs(self.weights).sum(1, keepdims=True) > BOUND, (BOUND - 1) / (2 * np.maximum(total, 1)), 1
+        )
+        weights = self.weights.copy()
+        weights[:, 1:] *= share
+        weights[:, 0] = 1.0 - weights[:, 1:].sum(1)
+        return replace(self, lam=lam, weights=weights if self.coefficients else self.weights)
+
     def room(self) -> tuple[Array, Array]:
-        """How far down and up each free number may go in one step: times along the schedule, and not far."""
+        """How far down and up each free number may go in one step: times along the schedule, and nothing far."""
         numbers, count = self.numbers(), len(self.lam[self._free()[0]])
-        down, up = np.full(len(numbers), -np.inf), np.full(len(numbers), np.inf)
+        down, up = np.empty(len(numbers)), np.empty(len(numbers))
         timed = count + self.nfe * self.fed
         down[:timed], up[:timed] = -_FARTHEST, _FARTHEST
+        down[timed:], up[timed:] = -_HEAVIEST, _HEAVIEST
         low, high = self.bounds
         down[:count] = np.maximum(down[:count], low - numbers[:count])
         up[:count] = np.minimum(up[:count], high - numbers[:count])
@@ -97,14 +116,17 @@ class Form:
             and np.abs(self.weights).sum(1).max() <= BOUND
         )
 
+    def levels(self) -> tuple[Array, Array]:
+        """lam at the states, and at the times that the network is fed, both on the schedule."""
+        low, high = self.bounds
+        lam = np.where(np.isneginf(self.lam), self.lam, np.clip(self.lam, low, high))
+        return lam, np.where(self.feed == 0, lam, np.clip(np.maximum(lam, low) + self.feed, low, high))
+
     def plan(self, **provenance: Any) -> Plan:
         """The table. provenance: what the plan's `args` say."""
         s = self.schedule
-        low, high = self.bounds
-        lam = np.clip(self.lam, low, high)
-        t = np.asarray(s.t_of_lam(lam))
-        fed = np.where(self.feed == 0, t, s.t_of_lam(np.clip(lam + self.feed, low, high)))
-        if not (self.times or self.fed):  # whole times stay whole
+        t, fed = (np.clip(s.t_of_lam(lam), s.t_min, s.t_max) for lam in self.levels())
+        if s.steps is not None:  # whole times stay whole
             t, fed = (np.where(np.abs(v - np.rint(v)) < 1e-6, np.rint(v), v) for v in (t, fed))
         alpha, sigma = (np.append(np.asarray(f(t)), float(f(s.t_end))) for f in (s.alpha, s.sigma))
         scale = alpha + sigma
@@ -144,15 +166,20 @@ def form(schedule: Schedule, plan: Plan, **free: Any) -> Form:
         x = plan.a[i] * x + sum(plan.b[i, j] * known[i - j] for j in range(min(i + 1, plan.depth)))
     _, b, _ = lower(np.array([*states, x]))
     totals = b.sum(1, keepdims=True)
-    if not totals.all():
-        raise ValueError(f"row {int(np.flatnonzero(totals == 0)[0])} of {plan.method} does not move towards the data")
+    still = np.flatnonzero(np.abs(totals[:, 0]) <= 1e-9 * np.abs(b).sum(1))
+    if len(still):
+        raise ValueError(f"row {still[0]} of {plan.method or 'the plan'} does not move towards the data")
     weights = np.zeros((rows, rows))
     weights[:, : b.shape[1]] = b / totals
     history = free.pop("history", rows)
     weights[:, history:] = 0.0
     weights[:, 0] = 1.0 - weights[:, 1:].sum(1)
-    lam = np.log(plan.alpha[:-1]) - np.log(plan.sigma[:-1])
-    return Form(schedule, lam, np.zeros(rows), weights, history, **free)
+    with np.errstate(divide="ignore"):
+        lam = np.log(plan.alpha[:-1]) - np.log(plan.sigma[:-1])
+    made = Form(schedule, lam, np.zeros(rows), weights, history, **free)
+    if made.times and made.first and not np.isfinite(lam[0]):
+        lam[0] = made.bounds[0]
+    return made
 
 
 def _basis(rows: int, k: int) -> Any:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,10 +20,13 @@ from ..backends import choose, runner
 from ..choices import unknown
 from ..identity import mark
 from ..model import Model
-from ..prediction import Clip, Label, checked_label
+from ..noise import normal
+from ..philox import streams
+from ..prediction import Clip, Label, Prediction, checked_label
+from ..running import evaluating
 from ..stored import folder_of, write_plan
 from .certificate import certify, pairs
-from .fitting import SHORT, Journal, Settings, fit, start
+from .fitting import SHORT, Journal, Record, Settings, fit, start
 from .levenberg import Features
 from .probe import REFERENCE_NFE, Probe, probe
 from .report import Budget, Report, provenance
@@ -92,8 +96,11 @@ def tune(
     distance in the report.  backend: what evaluates the network, see `odediff.backends`.  batch: samples at a time.
     folder: keeps references and steps, so that a run that was interrupted goes on, and more budgets cost less.
     save: True, to where `solver="tuned"` finds the plan, or a folder.  progress: show a bar.
-    ValueError: an option out of range, a model without a folder to save in, fewer than two evaluations.
+    ValueError: an option out of range, a model without a folder to save in, fewer than two evaluations or more than
+        half of the references'.
     """
+    if not hasattr(model, "integer_times"):
+        raise ValueError(f"model must be an odediff.Model, got {model!r:.60}; odediff.load(name or folder) reads one")
     budgets = _budgets(nfe)
     counts = {"n": n, "validation": validation, "held_out": held_out, "iterations": iterations}
     counts |= {"patience": patience, "batch": batch}
@@ -109,18 +116,25 @@ def tune(
         raise ValueError('engine = "ridge" fits rows to states, not to features; use "levenberg" with a loss')
     if not (times or coefficients or fed):
         raise ValueError("nothing is left to tune: times, coefficients and fed are all False")
+    if fed and model.integer_times:
+        raise ValueError("fed = True needs a network of fractional times, this one knows whole times only")
+    for name, f in (("loss", loss), ("features", features)):
+        if f is not None and not callable(f):
+            raise ValueError(f"{name} = {f!r:.60} must be callable, from samples (n, *shape) to features (n, ..)")
     target = _target(model, save)
     quantised = getattr(getattr(model, "about", None), "precision", "") == "int8"
     engine = engine or ("ridge" if quantised else "levenberg")
-    run_by = runner(choose(backend, model)[0], model)
     options: dict[str, Any] = {"guidance": guidance, "clip": clip, "threshold": threshold}
-    student = Student(run_by, batch=batch, derivatives=derivatives, **options)
-    labels = [_labels(model, label, guidance, count) for count in (n, validation, held_out)]
+    guidance = Prediction(model, **options).guidance
+    labels = [_labels(model, label, count) for count in (n, validation, held_out)]
     settings = {
         budget: Settings(engine, _histories(history, budget), first, times, fed, coefficients, iterations, patience)
         for budget in budgets
     }
-    work = None if folder is None else Path(folder) / _key(model, n, validation, held_out, seed, label, options)
+    run_by = runner(choose(backend, model)[0], model)
+    student = Student(run_by, batch=batch, derivatives=derivatives, **options)
+    said = [None if one is None else one.tolist() for one in labels]
+    work = None if folder is None else Path(folder) / _key(student, n, validation, held_out, seed, said, options)
     total = 3 * (REFERENCE_NFE + REFERENCE_NFE // 2)
     with tqdm(total=total, desc="references", disable=not progress) as bar:
         probes = Probes(
@@ -140,7 +154,7 @@ def tune(
                 bar.update()
 
             begin = start(student, model.schedule, builtin, probes.validation, settings[budget])
-            journal = Journal(None if work is None else work / _journal(settings[budget], budget, loss))
+            journal = Journal(None if work is None else work / _journal(settings[budget], budget, loss, probes.train))
             fitted = fit(student, begin, probes.train, probes.validation, settings[budget], journal, loss, tick)
             candidate = fitted.form.plan()
             found = certify(student, candidate, builtin, probes.held_out, features, partial(tick, "certificate"))
@@ -171,6 +185,9 @@ def _budgets(nfe: Any) -> list[int]:
     bad = [one for one in given if isinstance(one, bool) or not isinstance(one, (int, np.integer)) or one < 2]
     if bad or not given:
         raise ValueError(f"nfe = {nfe!r}: a whole number of evaluations from 2 up, or a list of them: [4, 6, 8]")
+    many = [one for one in given if one > REFERENCE_NFE // 2]
+    if many:
+        raise ValueError(f"nfe = {many[0]}: references take {REFERENCE_NFE} evaluations, a budget at most half of that")
     return list(dict.fromkeys(int(one) for one in given))
 
 
@@ -182,7 +199,7 @@ def _histories(history: int | Sequence[int] | None, nfe: int) -> tuple[int, ...]
     return tuple(dict.fromkeys(min(one, nfe) for one in asked))
 
 
-def _labels(model: Model, label: Label, guidance: float | None, n: int) -> Tensor | None:
+def _labels(model: Model, label: Label, n: int) -> Tensor | None:
     """A label for each noise: as given, in turn, or all classes in turn; None for an unconditional model."""
     if model.num_classes is None:
         checked_label(model, label)
@@ -207,12 +224,27 @@ def _weights(model: Model) -> str:
     return weights_hash(model)
 
 
-def _key(model: Model, *settings: Any) -> str:
-    """The name of a folder for these references."""
-    said = json.dumps([_weights(model), model.schedule.fingerprint, *map(repr, settings)], sort_keys=True, default=str)
-    return hashlib.sha256(said.encode()).hexdigest()[:12]
+def _key(student: Student, *settings: Any) -> str:
+    """The name of a folder for these references. A network without weights is told by what it gives for one noise."""
+    model = student.model
+    net = _weights(model)
+    if mark(model.net) is None and getattr(model, "about", None) is None:
+        x = normal(streams(0, 1), 0, model.shape, device=model.device, dtype=student.dtype)
+        with evaluating(model):
+            net = _hash(model(x, model.schedule.t_min).cpu().numpy().tobytes())
+    said = json.dumps([net, model.prediction, model.schedule.fingerprint, *map(repr, settings)], default=str)
+    return _hash(said.encode())
 
 
-def _journal(settings: Settings, nfe: int, loss: Features | None) -> str:
-    named = repr((settings, None if loss is None else getattr(loss, "__qualname__", type(loss).__qualname__)))
-    return f"fit-{nfe}-{hashlib.sha256(named.encode()).hexdigest()[:12]}.jsonl"
+def _journal(settings: Settings, nfe: int, loss: Features | None, probe: Probe) -> str:
+    """The name of a fit's file. A loss is told by what it gives for one noise."""
+    kept = [field.name for field in fields(Record)]
+    seen = None
+    if loss is not None:
+        with torch.no_grad():
+            seen = _hash(loss(probe.noise[:1]).cpu().numpy().tobytes())
+    return f"fit-{nfe}-{_hash(repr((settings, kept, seen)).encode())}.jsonl"
+
+
+def _hash(said: bytes) -> str:
+    return hashlib.sha256(said).hexdigest()[:12]

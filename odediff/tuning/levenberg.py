@@ -23,7 +23,7 @@ from .student import Student
 
 Features = Callable[[Tensor], Tensor]
 DAMPINGS = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
-_GAIN = 5e-3  # a step that lowers the loss by less than this share is the last
+GAIN = 5e-3  # a step that lowers the loss by less than this share is the last
 _MEMORY = 2**26  # numbers in the tangents of one batch
 
 
@@ -38,7 +38,7 @@ def steps(student: Student, form: Form, probe: Probe, features: Features | None)
 
         loss, new = now, form
         for mu in DAMPINGS:
-            trial = form.at(form.numbers() + _solved(hessian, gradient, mu, form))
+            trial = form.at(form.numbers() + _solved(hessian, gradient, mu, form)).within()
             if trial.allowed():
                 there = _robust(residual(student, trial, probe, features).square().mean(1), scale)
                 if there < loss:  # not so if it diverged to NaN
@@ -46,7 +46,7 @@ def steps(student: Student, form: Form, probe: Probe, features: Features | None)
         if loss >= now:
             return
         yield new, loss / now
-        if loss > (1 - _GAIN) * now:
+        if loss > (1 - GAIN) * now:
             return
         form = new
 

@@ -11,12 +11,14 @@ of a time solves all rows again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import torch
 
+from ..running import evaluating
 from ..schedule import Array
 from .form import Form
 from .probe import Probe
@@ -24,11 +26,17 @@ from .student import Student
 
 STRENGTH = 1e-3  # of the ridge, in shares of the mean diagonal
 _SMALLEST = 0.02  # of the search's steps in lam, where it ends
+_LITTLE = 0.98  # a pass that leaves more of the loss is followed by one of smaller steps
 _WHOLE = (32, 8, 2, 1)  # its steps in whole times
 
 
 def solved(student: Student, form: Form, probe: Probe) -> tuple[Form, float]:
-    """The form with its rows fitted, and the root of the mean over samples of its robust error at the end."""
+    """The form with its rows fitted, and the mean over samples of the RMS error at the end; inf if not allowed."""
+    with evaluating(student.model):
+        return _solved(student, form, probe)
+
+
+def _solved(student: Student, form: Form, probe: Probe) -> tuple[Form, float]:
     plan = form.plan()
     rows = student.prediction.of_plan(plan)
     scale = plan.alpha + plan.sigma
@@ -48,7 +56,7 @@ def solved(student: Student, form: Form, probe: Probe) -> tuple[Form, float]:
             flat = basis.flatten(1).double()
             gram = (flat @ flat.T).cpu().numpy()
             right = (flat @ ((target - y) / step - past[i]).flatten().double()).cpu().numpy()
-            strength = STRENGTH * np.trace(gram) / depth
+            strength = STRENGTH * np.trace(gram) / depth + np.finfo(float).tiny  # where predictions do not differ
             weights[i, 1 : depth + 1] = np.linalg.solve(gram + strength * np.eye(depth), right)
             weights[i, 0] = 1.0 - weights[i, 1:].sum()
             slope = slope + torch.tensordot(torch.as_tensor(weights[i, 1 : depth + 1], dtype=y.dtype).to(y), basis, 1)
@@ -57,22 +65,29 @@ def solved(student: Student, form: Form, probe: Probe) -> tuple[Form, float]:
             weights[i] = form.weights[i]
         y = y + step * slope
     each = (float(scale[-1]) * y - probe.x0).flatten(1).double().square().mean(1).sqrt()
-    made = replace(form, weights=weights)
-    return made, float(each.mean()) if made.allowed() else np.inf
+    made, loss = replace(form, weights=weights), float(each.mean())
+    return made, loss if made.allowed() and np.isfinite(loss) else np.inf
 
 
-def search(student: Student, form: Form, probe: Probe) -> Iterator[tuple[Form, float]]:
-    """Ever better forms, one a pass over the times; whole times where the network knows no others."""
+def search(student: Student, form: Form, probe: Probe, losses: Sequence[float] = ()) -> Iterator[tuple[Form, float]]:
+    """Ever better forms, one a pass over the times; whole times where the network knows no others.
+
+    losses: of the passes that were made already, the last of which gave the form.
+    """
     whole = student.model.integer_times
-    trials = [solved(student, form, probe)]
-    if form.times:
-        planned = _whole(form, dynamic(form, probe)) if whole else dynamic(form, probe)
-        if planned.allowed():
-            trials.append(solved(student, planned, probe))
-    best, loss = min(trials, key=lambda trial: trial[1])
-    yield best, loss
-    width = 0.4
-    sizes: list[float] = list(_WHOLE) if whole else []
+    if losses:
+        best, loss = form, losses[-1]
+    else:
+        trials = [solved(student, form, probe)]
+        if form.times:
+            planned = _whole(form, dynamic(form, probe)) if whole else dynamic(form, probe)
+            if planned.allowed():
+                trials.append(solved(student, planned, probe))
+        best, loss = min(trials, key=lambda trial: trial[1])
+        yield best, loss
+    halvings = sum(after > _LITTLE * before for before, after in pairwise(losses))
+    width = 0.4 / 2**halvings
+    sizes: list[float] = list(_WHOLE[halvings:]) if whole else []
     while form.times and (sizes if whole else width >= _SMALLEST):
         before = loss
         for i in range(0 if form.first else 1, form.nfe):
@@ -85,13 +100,16 @@ def search(student: Student, form: Form, probe: Probe) -> Iterator[tuple[Form, f
                     best, loss = made, there
                     break
         yield best, loss
-        if loss > 0.98 * before:
+        if loss > _LITTLE * before:
             width /= 2
             sizes = sizes[1:]
 
 
 def dynamic(form: Form, probe: Probe) -> Form:
-    """The form at those times of the reference between which Euler's one-step errors sum to the least."""
+    """The form at those times of the reference between which Euler's one-step errors sum to the least.
+
+    A start at a later time than the reference's counts with the distance of its scaled noise from the trajectory.
+    """
     tau = np.append(probe.tau, 0.0)
     end = float(form.schedule.alpha(form.schedule.t_end))
     y = torch.cat([probe.y, (probe.x0 / end)[None].to(probe.y.dtype)])
@@ -101,16 +119,22 @@ def dynamic(form: Form, probe: Probe) -> Form:
         h = torch.as_tensor(tau[i + 1 :] - tau[i], dtype=y.dtype, device=y.device).view(-1, *[1] * (y.ndim - 1))
         gap = y[i + 1 :] - y[i] - h * probe.d[i]
         cost[i, i + 1 :] = gap.flatten(1).double().square().mean(1).sqrt().cpu().numpy()
+    skipped = []
+    for there, at_tau in zip(probe.y, probe.tau, strict=True):
+        gap = float(np.hypot(1 - at_tau, at_tau)) * probe.noise - there
+        skipped.append(float(gap.double().square().mean().sqrt()))
     least, chosen = cost[:-1, count], []
     for _ in range(rows - 1):
         total = cost[:-1, :-1] + least
         chosen.append(total.argmin(1))
         least = total.min(1)
-    at = [int(least.argmin()) if form.first else 0]
+    at = [int((least + skipped).argmin()) if form.first else 0]
     for best in reversed(chosen):
         at.append(int(best[at[-1]]))
-    lam = np.log1p(-probe.tau[at]) - np.log(probe.tau[at])
-    return replace(form, lam=np.clip(lam, *form.bounds), feed=np.zeros(rows))
+    with np.errstate(divide="ignore"):
+        lam = np.log1p(-probe.tau[at]) - np.log(probe.tau[at])
+    lam = np.where(np.isneginf(lam) & (not form.first), lam, np.clip(lam, *form.bounds))
+    return replace(form, lam=lam, feed=np.zeros(rows))
 
 
 def _shifted(form: Form, i: int, by: float) -> Form:
@@ -130,5 +154,5 @@ def _moved(form: Form, i: int, by: float) -> Form | None:
 
 def _whole(form: Form, at: Form) -> Form:
     s = form.schedule
-    t = np.clip(np.rint(np.asarray(s.t_of_lam(at.lam))), s.t_min, s.t_finite)
+    t = np.clip(np.rint(np.asarray(s.t_of_lam(at.lam))), s.t_min, s.t_max)
     return replace(at, lam=np.asarray(s.lam(t)))

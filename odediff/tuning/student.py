@@ -1,6 +1,6 @@
 """A plan run on a model, and how its end changes with every free number: tangents carried forward, row by row.
 
-    d[i] = P(x[i]),    x[i+1] = a[i] x[i] + sum_j b[i,j] d[i-j]
+    d[i] = P(x[i]),    x[i+1] = a[i] x[i] + sum_j b[i,j] d[i-j],    x[0] = s z,    dx[0] = ds z
 
     dx[i+1] = da[i] x[i] + a[i] dx[i] + sum_j (db[i,j] d[i-j] + b[i,j] dd[i-j]),    dd[i] = P'(x[i]) dx[i] + ..
 
@@ -9,6 +9,8 @@ The network's part of P'(x) v is (P(x + h v) - P(x)) / h, which any model allows
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,8 +34,9 @@ _TIME = 1e-2  # of lam, to differentiate P in time and in the noise level
 
 
 class Changes(NamedTuple):
-    """The derivatives of a table by P free numbers: (P, S), b (P, S, S)."""
+    """The derivatives of a table by P free numbers: (P, S), scale (P,), b (P, S, S)."""
 
+    scale: Array  # of unit noise at the start
     a: Array
     b: Array
     level: Array  # of the states' lam
@@ -105,11 +108,11 @@ class Student:
     def tangents(self, form: Form, noise: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The end of a form's plan, (n, ..), and its derivatives by the free numbers, (P, n, ..)."""
         plan, changes = form.plan(), _changes(form)
-        rows, nearby = self.prediction.of_plan(plan), self._nearby(form, plan)
+        rows, nearby = self.prediction.of_plan(plan), self._nearby(form)
         with evaluating(self.model):
             x = plan.prior_scale * noise
-            dx, past, dpast = x.new_zeros(len(changes.a), *x.shape), [], []
-            moving = np.zeros(len(changes.a), dtype=bool)
+            dx, past, dpast = _outer(changes.scale, noise), [], []
+            moving = changes.scale != 0
             for i, row in enumerate(rows):
                 t = float(plan.t[i])
                 out = self.output(x, t, label)
@@ -150,15 +153,15 @@ class Student:
             return torch.func.jvp(lambda x: self.mixed(x, network(x, t), row), (x,), (one,))[1]
 
         size = max(1, self.batch // len(x))
-        with sdpa_kernel(SDPBackend.MATH):  # attention's fused forms have no forward mode
+        with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():  # attention's fused forms have no forward mode
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, of what it loads for this
             parts = [torch.func.vmap(along)(v[k : k + size]) for k in range(0, len(v), size)]
         return torch.cat(parts)
 
-    def _nearby(self, form: Form, plan: Plan) -> Nearby:
+    def _nearby(self, form: Form) -> Nearby:
         """P at noise levels, and times, a little further along the schedule, or back where it ends."""
         s = form.schedule
-        here = np.log(plan.alpha[:-1]) - np.log(plan.sigma[:-1])
-        fed = np.asarray(s.lam(np.minimum(plan.t, s.t_finite)))
+        here, fed = _finite(form)
         there, later = (lam + np.where(lam + _TIME > form.bounds[1], -_TIME, _TIME) for lam in (here, fed))
         at = np.asarray(s.t_of_lam(there))
         alpha, sigma = np.asarray(s.alpha(at)), np.asarray(s.sigma(at))
@@ -167,24 +170,33 @@ class Student:
 
 
 def _changes(form: Form) -> Changes:
-    """The derivatives of the table by the free numbers: differences in float64, one-sided where a bound is."""
+    """The derivatives of the table by the free numbers, central differences in float64, just inside the schedule."""
+    low, high = form.bounds
+    inside = np.clip(form.lam, low + _COEFFICIENT, high - _COEFFICIENT)
+    form = replace(form, lam=np.where(np.isneginf(form.lam), form.lam, inside))
     numbers, rows = form.numbers(), form.nfe
     count = len(numbers)
-    made = Changes(*(np.zeros((count, *shape)) for shape in ((rows,), (rows, rows), (rows,), (rows,))))
+    made = Changes(*(np.zeros((count, *shape)) for shape in ((), (rows,), (rows, rows), (rows,), (rows,))))
     for k in range(count):
         h = np.zeros(count)
         h[k] = _COEFFICIENT
         up, down = form.at(numbers + h), form.at(numbers - h)
-        width = float(up.numbers()[k] - down.numbers()[k])
-        made.level[k] = (up.lam - down.lam) / width
-        made.time[k] = (up.lam + up.feed - down.lam - down.feed) / width
+        for change, after, before in zip((made.level, made.time), _finite(up), _finite(down), strict=True):
+            change[k] = (after - before) / (2 * _COEFFICIENT)
         one, other = up.plan(), down.plan()
-        made.a[k] = (one.a - other.a) / width
+        made.scale[k] = (one.prior_scale - other.prior_scale) / (2 * _COEFFICIENT)
+        made.a[k] = (one.a - other.a) / (2 * _COEFFICIENT)
         for sign, plan in ((1, one), (-1, other)):
-            made.b[k, :, : plan.depth] += sign * plan.b / width
-    for table in (made.a, made.b):
+            made.b[k, :, : plan.depth] += sign * plan.b / (2 * _COEFFICIENT)
+    for table in (made.scale, made.a, made.b):
         table[np.abs(table) < 1e-9] = 0.0  # rounding of what does not depend on the number
     return made
+
+
+def _finite(form: Form) -> tuple[Array, Array]:
+    """lam at a form's states and at the times that the network is fed; t_finite's where alpha = 0."""
+    lam, fed = (np.maximum(level, form.bounds[0]) for level in form.levels())
+    return lam, fed
 
 
 def _sum(weights: Array, past: list[Tensor]) -> Tensor:
