@@ -80,6 +80,13 @@ class Form:
             weights[:, 0] = 1.0 - weights[:, 1:].sum(1)
         return replace(self, lam=lam, feed=feed, weights=weights)
 
+    def shortened(self, history: int) -> Form:
+        """The form with rows that read so many predictions, the newest."""
+        weights = self.weights.copy()
+        weights[:, history:] = 0.0
+        weights[:, 0] = 1.0 - weights[:, 1:].sum(1)
+        return replace(self, history=history, weights=weights if self.coefficients else self.weights)
+
     def within(self) -> Form:
         """The nearest form that is allowed: times `_CLOSEST` apart, rows of more than `BOUND` with less history."""
         _, high = self.bounds
