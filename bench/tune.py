@@ -104,7 +104,7 @@ def fit(name: str, args: argparse.Namespace) -> None:
                     if (nfe, way, n, seed) in known:
                         continue
                     began = time.perf_counter(), time.process_time()
-                    plan, about = _fitted(model, way, nfe, n, seed, options, backend, args.work)
+                    plan, about = _fitted(model, way, nfe, n, seed, options, backend, args.work, args.iterations)
                     wall, cpu = time.perf_counter() - began[0], time.process_time() - began[1]
                     made = {"nfe": nfe, "way": way, "n": n, "seed": seed, "wall": round(wall, 1), "cpu": round(cpu, 1)}
                     made |= {**about, "threads": torch.get_num_threads(), "backend": backend}
@@ -115,7 +115,15 @@ def fit(name: str, args: argparse.Namespace) -> None:
 
 
 def _fitted(
-    model: Model, way: str, nfe: int, n: int, seed: int, options: dict[str, Any], backend: str, work: Path | None
+    model: Model,
+    way: str,
+    nfe: int,
+    n: int,
+    seed: int,
+    options: dict[str, Any],
+    backend: str,
+    work: Path | None,
+    iterations: int,
 ) -> tuple[odediff.Plan, dict[str, Any]]:
     """A plan and what its fit says; the fitted plan itself, whether or not it was certified."""
     if way == "ddim dp":
@@ -125,12 +133,13 @@ def _fitted(
         return dynamic(start, noise).plan(), {}
     if way == "ddim times":
         return _ddim_times(model, nfe, n, seed, options, backend), {}
-    more: dict[str, Any] = {"n": n, "seed": seed, "folder": work, "backend": backend, **options, **WAYS[way]}
+    more: dict[str, Any] = {"n": n, "seed": seed, "folder": work, "backend": backend, "iterations": iterations}
+    more |= {**options, **WAYS[way]}
     _, report = odediff.tune(model, nfe, **more)
     budget = report[nfe]
     c = budget.certificate
     about = {"start": budget.start, "certified": c.holds, "over_rmse": c.rmse, "over_median": c.median}
-    about |= {"evaluations": budget.evaluations, "steps": len(budget.records)}
+    about |= {"evaluations": budget.evaluations, "steps": len(budget.records), "iterations": iterations}
     return budget.plan, about
 
 
@@ -261,6 +270,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, nargs="+", default=[32])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--backend", default="onnx")
+    parser.add_argument("--iterations", type=int, default=12)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, help="keeps references and steps, so that a run that stopped goes on")
     args = parser.parse_args()

@@ -30,6 +30,11 @@ def write_plan(plan: Plan, folder: Path, guidance: float | None) -> Path:
     return path
 
 
+def plan_path(folder: Path, nfe: int, guidance: float | None) -> Path:
+    """The file of a plan in a folder."""
+    return folder / _name(nfe, guidance)
+
+
 def stored_plan(model: Any, nfe: int, guidance: float | None) -> Plan:
     """The plan that was fitted to a model at a budget and guidance.
 

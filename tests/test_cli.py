@@ -26,7 +26,7 @@ from odediff.spaces import SPACES
 from odediff.training import TrainConfig
 from odediff.training.config import AMP, LR_DECAYS, WEIGHTINGS
 
-COMMANDS = ("sample", "plan", "info", "train", "export")
+COMMANDS = ("sample", "plan", "info", "tune", "train", "export")
 
 
 @pytest.fixture(scope="module")

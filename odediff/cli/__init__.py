@@ -1,4 +1,4 @@
-"""The command line: `odediff sample | plan | info | train | export`, the same as `python -m odediff`."""
+"""The command line: `odediff sample | plan | info | tune | train | export`, the same as `python -m odediff`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from .. import __version__
-from . import export, info, plan, sample, train
+from . import export, info, plan, sample, train, tune
 
 _DESCRIPTION = """\
 Diffusion sampling as tables: a solver on a noise schedule compiles to a plan,
@@ -21,6 +21,7 @@ start here:
   odediff sample --solver unipc_3 --nfe 8
   odediff plan rk4 --nfe 20             what a solver does, as a table
   odediff info                          the solvers and the bundled models
+  odediff tune mnist --nfe 8 --out plans  a plan fitted to a model
   odediff train --data mnist.npz --out runs/mnist
   odediff export mnist --nfe 10 --out digits.onnx
 
@@ -40,7 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="odediff", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=style)
     parser.add_argument("--version", action="version", version=f"odediff {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for command in (sample, plan, info, train, export):
+    for command in (sample, plan, info, tune, train, export):
         command.add(commands)
     return parser
 
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         needs = f"this command needs {error.name}: pip install {error.name}"
         print(f"odediff: error: {error if 'pip install' in str(error) else needs}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt as stop:  # `train` says in it how to go on
+    except KeyboardInterrupt as stop:  # `train` and `tune` say in it how to go on
         print(f"odediff: {str(stop) or 'interrupted'}", file=sys.stderr)
         return 130
     return 0

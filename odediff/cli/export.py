@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .options import Commands, add_command, add_plan_options, given, plan_options, print_facts
+from .options import Commands, add_command, add_plan_options, given, open_model, plan_options, print_facts
 
 _DESCRIPTION = """\
 Write a model's network, or with --solver or --nfe the whole sampler, as one
@@ -19,6 +19,7 @@ examples:
   odediff export mnist --solver ddim --nfe 50 --form loop --out ddim.onnx
   odediff export runs/mine/model --nfe 8 --precision fp16 --batch 16 --out fast.onnx
   odediff export runs/digits/model --nfe 10 --guidance 2 --out guided.onnx
+  odediff export runs/mine/model --solver tuned --nfe 8 --out tuned.onnx
   odediff export mnist --nfe 8 --target tensorrt --batch 1 --check tensorrt --out trt.onnx
   odediff sample digits.onnx --n 64                       draw with the file"""
 
@@ -61,13 +62,11 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from ..exporting import export
-    from ..model import load
-    from ..onnx import load as load_file
 
     asked = plan_options(args, args.solver) | given(args, "clip", "threshold", "guidance", "license", "calibration")
     if args.external_data:
         asked["external_data"] = True
-    model: Any = load_file(args.model) if args.model.endswith(".onnx") else load(args.model)
+    model: Any = open_model(args.model, "cpu")
     made = export(
         model,
         args.out,

@@ -12,12 +12,14 @@ from typing import Any
 from ..choices import nearest
 from ..grids import GRIDS
 from ..methods import METHODS, Method, cite
-from .options import Commands, add_command, count_parameters, print_facts
+from ..plans import Plan
+from .options import Commands, add_command, certificate, count_parameters, open_network, print_facts
 
 _DESCRIPTION = """\
 Without NAME: the solvers, the time grids, the bundled models, and what runs a plan's rows on a CPU.
 With a solver's: its order, evaluations, frames, options and source.
-With a model's: its shape, size, noise schedule, prediction and provenance."""
+With a model's: its shape, size, noise schedule, prediction, provenance, and the
+plans that `odediff tune` fitted to it, with what they are worth."""
 
 _EPILOG = """\
 examples:
@@ -33,7 +35,12 @@ def add(commands: Commands) -> None:
     parser = add_command(
         commands, "info", run, help="list solvers and models", description=_DESCRIPTION, epilog=_EPILOG
     )
-    parser.add_argument("name", metavar="NAME", nargs="?", help="a solver's or a bundled model's name, or a folder")
+    parser.add_argument(
+        "name",
+        metavar="NAME",
+        nargs="?",
+        help="a solver's or a bundled model's name, a folder, or a network's .onnx file",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -41,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
         _print_all()
     elif args.name in METHODS:
         _print_solver(args.name, METHODS[args.name])
-    elif args.name in _bundled() or (Path(args.name) / "model.json").is_file():
+    elif args.name in _bundled() or (Path(args.name) / "model.json").is_file() or args.name.endswith(".onnx"):
         _print_model(args.name)
     else:
         _print_torchdiffeq(args.name)
@@ -122,20 +129,33 @@ def _print_torchdiffeq(name: str) -> None:
 
 
 def _print_model(source: str) -> None:
-    from ..model import load
-
-    model = load(source)
+    model = open_network(source, "cpu")
     limits = "unbounded" if model.range is None else f"{model.range[0]:g} .. {model.range[1]:g}"
     facts: list[tuple[str, Any]] = [
         ("shape", " x ".join(map(str, model.shape)) + " (channels x height x width)"),
-        ("parameters", f"{count_parameters(model):,}"),
+        *([] if source.endswith(".onnx") else [("parameters", f"{count_parameters(model):,}")]),
         ("prediction", model.prediction),
         ("schedule", _brief(model.schedule.fingerprint)),
         ("range", limits),
         *([] if model.num_classes is None else [("classes", f"{model.num_classes}, class-conditional")]),
         *((key, _brief(value)) for key, value in model.info.items()),
+        *_tuned(model),
     ]
     print_facts(facts)
+
+
+def _tuned(model: Any) -> list[tuple[str, str]]:
+    """The plans that were fitted to a model, each with its certificate."""
+    from ..stored import folder_of
+
+    folder, plans = folder_of(model), []
+    for path in [] if folder is None else folder.glob("*.json"):
+        try:
+            plans.append((Plan.from_json(path.read_text()), path.stem))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+    plans.sort(key=lambda one: (one[0].nfe, one[1]))
+    return [(f"tuned, {name.replace('-guidance-', ', guidance ')}", certificate(plan)) for plan, name in plans]
 
 
 def _brief(value: Any) -> str:

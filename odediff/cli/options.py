@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import torch
 
     from ..model import Model
+    from ..onnx import OnnxModel, OnnxSampler
+    from ..plans import Plan
 
 Commands = Any  # argparse's name for what add_subparsers() returns is private
 
@@ -132,9 +134,46 @@ def pick_device(name: str | None) -> torch.device:
     return device
 
 
+def open_model(source: str, device: str | None) -> Model | OnnxModel | OnnxSampler:
+    """A model, or an exported file. ValueError: a device that it cannot run on."""
+    from ..model import load
+    from ..onnx import load as load_file
+
+    if not source.endswith(".onnx"):
+        return load(source, device=pick_device(device))
+    if device not in (None, "cpu", "cuda"):
+        raise ValueError(f"--device {device}: an ONNX file runs on cpu or cuda")
+    return load_file(source, provider=device or "cpu")
+
+
+def open_network(source: str, device: str | None = None) -> Any:
+    """A model that has no solver of its own: a `Model` or an `OnnxModel`. ValueError: a sampler's file."""
+    from ..onnx import OnnxSampler
+
+    model = open_model(source, device)
+    if isinstance(model, OnnxSampler):
+        raise ValueError(f"{source} is a sampler, {model.plan.method}; give its model, or its network's file")
+    return model
+
+
 def count_parameters(model: Model) -> int:
     """Numbers in the network's parameters; the commands only meet networks that were loaded or trained."""
     return sum(p.numel() for p in model.net.parameters())  # type: ignore[attr-defined]
+
+
+def certificate(plan: Plan) -> str:
+    """What a stored plan was worth when it was made, in a line."""
+    fitted = plan.args.get("fitted")
+    if not fitted:
+        grid = plan.args.get("grid")
+        return (
+            f"{plan.method}, built in" + (f", grid {grid}" if isinstance(grid, str) else "") + "; no better was found"
+        )
+    ratios = [
+        f"{name} {value:.2f} ({low:.2f} to {high:.2f})"
+        for name, (value, low, high) in (("RMSE", fitted["over_best_rmse"]), ("median", fitted["over_best_median"]))
+    ]
+    return f"{', '.join(ratios)} of the best built-in pair's, {fitted['best']}, on {fitted['held_out']} held-out noises"
 
 
 def print_facts(facts: Iterable[tuple[str, object]]) -> None:

@@ -6,20 +6,21 @@ import argparse
 import re
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from ..methods import METHODS
 from ..methods import plan as compile_plan
 from ..methods.rule import advice
 from ..onnx import OnnxModel, OnnxSampler
-from ..onnx import load as load_file
+from ..stored import SOLVER
 from .options import (
     Commands,
     add_command,
     add_plan_options,
     given,
     number_list,
-    pick_device,
+    open_model,
     plan_options,
     print_facts,
 )
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Draw images with a model and write them as one picture. Solvers are the names
 that `odediff info` lists, and torchdiffeq's adaptive ones: dopri5, dopri8,
-bosh3, fehlberg2, adaptive_heun."""
+bosh3, fehlberg2, adaptive_heun; or tuned: the plan that `odediff tune` fitted
+to the model at this --nfe and --guidance."""
 
 _EPILOG = """\
 examples:
@@ -42,6 +44,7 @@ examples:
   odediff sample --seed 3,5,8 --out three.png        the images of these seeds
   odediff sample --solver dopri5 --rtol 1e-3 --atol 1e-3 --max-nfe 200
   odediff sample runs/mine/model --out mine.png
+  odediff sample runs/mine/model --solver tuned --nfe 8
   odediff sample runs/digits/model --label 0-9 --guidance 2 --n 60"""
 
 
@@ -59,6 +62,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--solver", metavar="NAME", help="how to integrate (default: what docs/solvers.md measured best for this --nfe)"
     )
+    parser.add_argument("--plan", metavar="FILE", help="this plan, JSON, in place of a --solver")
     parser.add_argument(
         "--nfe",
         type=int,
@@ -107,7 +111,7 @@ def run(args: argparse.Namespace) -> None:
 
     check_path(args.out)
     asked = plan_options(args, args.solver)
-    model = _load(args)
+    model = open_model(args.model, args.device)
     if isinstance(model, OnnxSampler):
         return _run_file(args, model, asked)
     solver = _solver(args, asked, model)
@@ -138,20 +142,9 @@ def run(args: argparse.Namespace) -> None:
     )
 
 
-def _load(args: argparse.Namespace) -> Model | OnnxModel | OnnxSampler:
-    """A model, or an exported file."""
-    from ..model import load
-
-    if not args.model.endswith(".onnx"):
-        return load(args.model, device=pick_device(args.device))
-    if args.device not in (None, "cpu", "cuda"):
-        raise ValueError(f"--device {args.device}: an ONNX file runs on cpu or cuda")
-    return load_file(args.model, provider=args.device or "cpu")
-
-
 def _run_file(args: argparse.Namespace, file: OnnxSampler, asked: dict[str, Any]) -> None:
     """Draw with an exported sampler, whose solver is in the file."""
-    fixed = [*asked, *given(args, "solver", "nfe", "clip", "threshold", "guidance", "rtol", "atol", "max_nfe")]
+    fixed = [*asked, *given(args, "solver", "plan", "nfe", "clip", "threshold", "guidance", "rtol", "atol", "max_nfe")]
     if fixed:
         raise ValueError(
             f"--{fixed[0].replace('_', '-')} cannot be chosen: {args.model} is a sampler, {file.plan.method}"
@@ -182,9 +175,11 @@ def _seeds(text: str) -> int | list[int]:
 
 
 def _solver(args: argparse.Namespace, asked: dict[str, Any], model: Model | OnnxModel) -> str | Plan:
-    """The compiled plan of a fixed-step method; any other name is left to `sample`."""
+    """The compiled plan of a fixed-step method, a stored one or a file's; any other name is left to `sample`."""
     from ..adaptive import is_torchdiffeq
 
+    if args.plan is not None or args.solver == SOLVER:
+        return _stored(args, asked, model)
     if args.solver is None or args.solver in METHODS:
         nfe = 20 if args.nfe is None else args.nfe
         plan = compile_plan(args.solver, model.schedule, nfe, **{"snap": model.integer_times, **asked})
@@ -198,9 +193,28 @@ def _solver(args: argparse.Namespace, asked: dict[str, Any], model: Model | Onnx
     return str(args.solver)
 
 
+def _stored(args: argparse.Namespace, asked: dict[str, Any], model: Model | OnnxModel) -> Plan:
+    """The plan that was fitted to the model, or a file's. ValueError: options that shape a plan beside it."""
+    from ..plans import Plan
+    from ..sampling import compiled
+
+    solver: Any = args.solver
+    if args.plan is not None:
+        if args.solver is not None:
+            raise ValueError(f"--plan {args.plan} and --solver {args.solver}: leave one of them away")
+        try:
+            solver = Plan.from_json(Path(args.plan).read_text())
+        except ValueError as error:
+            raise ValueError(f"{args.plan}: {error}") from None
+    rest = {key: value for key, value in asked.items() if key not in ("grid", "eta")}
+    named: dict[str, Any] = {"grid": asked.get("grid"), "eta": asked.get("eta"), "guidance": args.guidance}
+    return compiled(cast(Any, model), solver, args.nfe, options=rest, **named)
+
+
 def _describe(plan: Plan, asked: dict[str, Any]) -> str:
     """The plan's method, its grid, and what else was asked for."""
-    return ", ".join([plan.method, *(f"{key} {value}" for key, value in {"grid": plan.args["grid"], **asked}.items())])
+    grid = {"grid": plan.args["grid"]} if "grid" in plan.args else {}
+    return ", ".join([plan.method, *(f"{key} {value}" for key, value in {**grid, **asked}.items())])
 
 
 class _Counted:

@@ -20,6 +20,7 @@ from .student import Student
 
 SHORT = 3  # predictions of the first stage's rows
 _FEWEST = 8  # samples of a stage
+_PLAIN = "ddim quadratic"
 _START = 4  # samples on which every pair is tried as a start
 
 
@@ -93,16 +94,16 @@ class Journal:
                 file.write(json.dumps(line) + "\n")
 
 
-def start(
+def starts(
     student: Student, schedule: Schedule, builtin: dict[str, Plan], probe: Probe, settings: Settings
-) -> tuple[str, Form]:
-    """The built-in pair of the least median error on validation noise, of those that a form can hold, as a form."""
-    free: dict[str, Any] = {"first": settings.first, "times": settings.times, "fed": settings.fed}
-    free |= {"history": max(settings.histories), "coefficients": settings.coefficients}
+) -> dict[str, Form]:
+    """Where fits begin, best first: the built-in pair with the least error on validation noise of those that a form can
+    hold, that of another method, and ddim, whose valley is often another."""
+    free = {"first": settings.first, "times": settings.times, "fed": settings.fed}
     forms = {}
     for name, plan in builtin.items():
         try:
-            made = form(schedule, plan, **free)
+            made = form(schedule, plan, coefficients=settings.coefficients, **free)
         except ValueError:  # a step that stays where it is, as a Runge-Kutta stage may
             continue
         if made.allowed():
@@ -113,49 +114,68 @@ def start(
         return float(np.median(e) * np.sqrt(np.mean(e**2)))
 
     few = probe.part(slice(0, _START))
-    shortlist = sorted(forms, key=lambda name: error(name, few))[:_START]
-    best = min(shortlist, key=lambda name: error(name, probe))
-    return best, forms[best]
+    ranked = sorted(forms, key=lambda name: error(name, few))
+    best = min(ranked[:_START], key=lambda name: error(name, probe))
+    other = next((name for name in ranked if builtin[name].method != builtin[best].method), best)
+    chosen = dict.fromkeys([best, other, *(name for name in (_PLAIN,) if name in forms)])
+    return {name: forms[name] for name in chosen}
 
 
-def fit(
-    student: Student,
-    begin: tuple[str, Form],
-    train: Probe,
-    validation: Probe,
-    settings: Settings,
-    journal: Journal,
-    features: levenberg.Features | None,
-    tick: Callable[[str], None],
-) -> Fitted:
-    """Stages of growing history, each from where the one before was best; the best of all on validation noise."""
-    name, base = begin
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A fit of one budget: what is fitted, on which noise, how far, and where its steps are kept."""
 
-    def judged(stage: str, made: Form, loss: float) -> Record:
-        e = levenberg.residual(student, made, validation, features).square().mean(1).sqrt().cpu().numpy()
-        numbers = tuple(made.numbers().tolist())
-        return Record(stage, loss, float(np.sqrt(np.mean(e**2))), float(np.median(e)), float(np.mean(e)), numbers)
+    student: Student
+    train: Probe
+    validation: Probe
+    settings: Settings
+    journal: Journal
+    features: levenberg.Features | None
+    tick: Callable[[str], None]
 
-    best, least, at = base, judged("start", base, 1.0).mean, base
-    stages = _stages(settings, len(train.noise), student.model.integer_times)
-    for k, (engine, samples, history) in enumerate(stages):
-        stage = f"{engine} {samples} samples, history {history}"
-        free = replace(at, history=history, times=settings.times)
-        if engine == "levenberg" and student.model.integer_times:
+    def __call__(self, begin: dict[str, Form]) -> Fitted:
+        """Stages of growing history: from every start the first, from the best of them the others, each from where the
+        one before ended; the best of all on validation noise."""
+        (engine, samples, history), *others = _stages(
+            self.settings, len(self.train.noise), self.student.model.integer_times
+        )
+        found = {name: self._stage(engine, samples, history, form, f", from {name}") for name, form in begin.items()}
+        name = min(found, key=lambda name: found[name][2])
+        at, best, least = found[name]
+        for engine, samples, history in others:
+            at, there, error = self._stage(engine, samples, history, at, "")
+            if error < least:
+                best, least = there, error
+        return Fitted(replace(best, times=self.settings.times), name, tuple(self.journal.records))
+
+    def _stage(self, engine: str, samples: int, history: int, at: Form, said: str) -> tuple[Form, Form, float]:
+        """Steps from a form: where they end, the best form on validation noise, and its mean error."""
+        settings, journal = self.settings, self.journal
+        stage = f"{engine} {samples} samples, history {history}{said}"
+        free = replace(at, times=settings.times).shortened(history)
+        if engine == "levenberg" and self.student.model.integer_times:
             free = replace(free, times=False)
-        some, last = train.part(slice(0, samples)), k == len(stages) - 1
-        if stage not in journal.ended and not _ended(journal.of(stage), settings, last):
-            for made, loss in _steps(engine, student, free, some, journal.of(stage), features):
-                journal.add(judged(stage, made, loss))
-                tick(f"{stage}: validation {journal.records[-1].mean:.3g}")
-                if _ended(journal.of(stage), settings, last):
+        at, best, least = free, free, self._judged(stage, free, 1.0).mean
+        steps = settings.iterations if samples == len(self.train.noise) else max(1, settings.iterations // 2)
+        if stage not in journal.ended and not _ended(journal.of(stage), steps, settings.patience):
+            some = self.train.part(slice(0, samples))
+            for made, loss in _steps(engine, self.student, free, some, journal.of(stage), self.features):
+                journal.add(self._judged(stage, made, loss))
+                self.tick(f"{stage}: validation {journal.records[-1].mean:.3g}")
+                if _ended(journal.of(stage), steps, settings.patience):
                     break
             journal.end(stage)
         for record in journal.of(stage):
             at = free.at(np.array(record.numbers))
             if record.mean < least:
                 best, least = at, record.mean
-    return Fitted(replace(best, times=settings.times), name, tuple(journal.records))
+        return at, best, least
+
+    def _judged(self, stage: str, made: Form, loss: float) -> Record:
+        r = levenberg.residual(self.student, made, self.validation, self.features)
+        e = r.square().mean(1).sqrt().cpu().numpy()
+        numbers = tuple(made.numbers().tolist())
+        return Record(stage, loss, float(np.sqrt(np.mean(e**2))), float(np.median(e)), float(np.mean(e)), numbers)
 
 
 def _stages(settings: Settings, n: int, whole_times: bool) -> list[tuple[str, int, int]]:
@@ -187,9 +207,7 @@ def _steps(
     return levenberg.steps(student, at, train, features)
 
 
-def _ended(records: list[Record], settings: Settings, last: bool) -> bool:
-    """Whether a stage has had its steps, half as many before the last, or validation has not gained for a while."""
-    if not records:
-        return False
-    errors, most = [record.mean for record in records], max(1, settings.iterations // (1 if last else 2))
-    return len(errors) >= most or len(errors) - 1 - int(np.argmin(errors)) >= settings.patience
+def _ended(records: list[Record], steps: int, patience: int) -> bool:
+    """Whether a stage has had its steps, or validation has not gained for a while."""
+    errors = [record.mean for record in records]
+    return len(errors) >= steps or (len(errors) > 0 and len(errors) - 1 - int(np.argmin(errors)) >= patience)

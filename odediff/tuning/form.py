@@ -22,7 +22,8 @@ from ..spaces import space_pair
 from ..trace import lower
 
 BOUND = 32.0  # largest sum of a row's |w|
-_CLOSEST = 0.02  # smallest step in lam
+_CLOSEST = 0.02  # in lam, between two states
+_FARTHEST, _HEAVIEST = 0.5, 4.0  # what a time in lam, and a weight, may change by in one step
 _BASIS = np.longdouble
 
 
@@ -78,6 +79,41 @@ class Form:
         if pairs:
             weights[:, 0] = 1.0 - weights[:, 1:].sum(1)
         return replace(self, lam=lam, feed=feed, weights=weights)
+
+    def shortened(self, history: int) -> Form:
+        """The form with rows that read so many predictions, the newest."""
+        weights = self.weights.copy()
+        weights[:, history:] = 0.0
+        weights[:, 0] = 1.0 - weights[:, 1:].sum(1)
+        return replace(self, history=history, weights=weights if self.coefficients else self.weights)
+
+    def within(self) -> Form:
+        """The nearest form that is allowed: times `_CLOSEST` apart, rows of more than `BOUND` with less history."""
+        _, high = self.bounds
+        gaps = _CLOSEST * np.arange(self.nfe)
+        lam = np.maximum.accumulate(self.lam - gaps) + gaps if self.times else self.lam
+        if self.times:
+            lam = np.minimum(lam, high - gaps[::-1])
+        total = np.abs(self.weights[:, 1:]).sum(1, keepdims=True)
+        share = np.where(
+            np.abs(self.weights).sum(1, keepdims=True) > BOUND, (BOUND - 1) / (2 * np.maximum(total, 1)), 1
+        )
+        weights = self.weights.copy()
+        weights[:, 1:] *= share
+        weights[:, 0] = 1.0 - weights[:, 1:].sum(1)
+        return replace(self, lam=lam, weights=weights if self.coefficients else self.weights)
+
+    def room(self) -> tuple[Array, Array]:
+        """How far down and up each free number may go in one step: times along the schedule, and nothing far."""
+        numbers, count = self.numbers(), len(self.lam[self._free()[0]])
+        down, up = np.empty(len(numbers)), np.empty(len(numbers))
+        timed = count + self.nfe * self.fed
+        down[:timed], up[:timed] = -_FARTHEST, _FARTHEST
+        down[timed:], up[timed:] = -_HEAVIEST, _HEAVIEST
+        low, high = self.bounds
+        down[:count] = np.maximum(down[:count], low - numbers[:count])
+        up[:count] = np.minimum(up[:count], high - numbers[:count])
+        return down, up
 
     def allowed(self) -> bool:
         """Whether times decrease, and every row's weights are bounded."""

@@ -26,7 +26,7 @@ from ..prediction import Clip, Label, Prediction, checked_label
 from ..running import evaluating
 from ..stored import folder_of, write_plan
 from .certificate import certify, pairs
-from .fitting import SHORT, Journal, Record, Settings, fit, start
+from .fitting import SHORT, Fit, Journal, Record, Settings, starts
 from .levenberg import Features
 from .probe import REFERENCE_NFE, Probe, probe
 from .report import Budget, Report, provenance
@@ -78,7 +78,7 @@ def tune(
         minimise  mean_n rho(|f(x_n) - f(x0_n)|^2)  over lam[0..], w[i,1..]      formulas: docs/tuning.md
 
     where x_n is the plan's end from noise n and x0_n that of the converged flow. The fit starts from the best built-in
-    pair of method and grid, and is returned if it beats the best of all pairs on held-out noise; else that pair is.
+    pairs of method and grid, and is returned if it beats the best of all pairs on held-out noise; else that pair is.
 
     model: whatever `sample` takes.  nfe: a budget, or several, which share the references; (plan, report), or
     ({nfe: plan}, report).  n, validation, held_out: noises to fit to, to stop by and to judge on.  seed: of them.
@@ -153,9 +153,10 @@ def tune(
                 bar.set_postfix_str(said)
                 bar.update()
 
-            begin = start(student, model.schedule, builtin, probes.validation, settings[budget])
+            begin = starts(student, model.schedule, builtin, probes.validation, settings[budget])
             journal = Journal(None if work is None else work / _journal(settings[budget], budget, loss, probes.train))
-            fitted = fit(student, begin, probes.train, probes.validation, settings[budget], journal, loss, tick)
+            run = Fit(student, probes.train, probes.validation, settings[budget], journal, loss, tick)
+            fitted = run(begin)
             candidate = fitted.form.plan()
             found = certify(student, candidate, builtin, probes.held_out, features, partial(tick, "certificate"))
         about = {

@@ -24,7 +24,6 @@ from .student import Student
 Features = Callable[[Tensor], Tensor]
 DAMPINGS = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
 GAIN = 5e-3  # a step that lowers the loss by less than this share is the last
-_FLOOR = 1e-2  # of the mean diagonal, in the damping
 _MEMORY = 2**26  # numbers in the tangents of one batch
 
 
@@ -37,12 +36,9 @@ def steps(student: Student, form: Form, probe: Probe, features: Features | None)
         hessian, gradient = _normal(student, form, probe, residuals, 1 / (1 + square / scale).sqrt(), features)
         now = _robust(square, scale)
 
-        diagonal = np.diag(hessian)
-        floor = np.maximum(diagonal, _FLOOR * diagonal.mean())  # else a number that hardly matters leaps, whatever mu
         loss, new = now, form
         for mu in DAMPINGS:
-            damped = hessian + mu * np.diag(floor) + 1e-14 * np.trace(hessian) * np.eye(len(hessian))
-            trial = form.at(form.numbers() - np.linalg.solve(damped, gradient))
+            trial = form.at(form.numbers() + _solved(hessian, gradient, mu, form)).within()
             if trial.allowed():
                 there = _robust(residual(student, trial, probe, features).square().mean(1), scale)
                 if there < loss:  # not so if it diverged to NaN
@@ -53,6 +49,25 @@ def steps(student: Student, form: Form, probe: Probe, features: Features | None)
         if loss > (1 - GAIN) * now:
             return
         form = new
+
+
+def _solved(hessian: Array, gradient: Array, mu: float, form: Form) -> Array:
+    """The damped step within `Form.room`: numbers that would leave it go as far as they may, the others are solved for.
+
+    A time that the end hardly depends on, as the first, would else be sent off the schedule by its own small curvature.
+    """
+    damped = hessian + mu * np.diag(np.diag(hessian)) + 1e-14 * np.trace(hessian) * np.eye(len(hessian))
+    down, up = form.room()
+    step, free = np.zeros_like(gradient), np.ones(len(gradient), dtype=bool)
+    while free.any():
+        rest = gradient[free] + damped[np.ix_(free, ~free)] @ step[~free]
+        step[free] = -np.linalg.solve(damped[np.ix_(free, free)], rest)
+        out = free & ((step < down) | (step > up))
+        if not out.any():
+            break
+        step[out] = np.clip(step[out], down[out], up[out])
+        free &= ~out
+    return step
 
 
 def residual(student: Student, form: Form, probe: Probe, features: Features | None) -> Tensor:
