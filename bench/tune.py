@@ -17,7 +17,8 @@ Problems: mnist, fashion (bench/networks), mnist_conditional (guidance 2), digit
 
 Every way is fitted to the same noises of a seed. Peers: of every family, the settings that lead at this budget in
 `results/work_precision` by RMSE or by median (for mnist_conditional those of both networks), run again on the judge's
-noise; built-in: the default, ddim, and the pair that a fit's certificate found best. A plan's error: RMS over a sample's elements of x0 - x0_reference; RMSE over samples, and the median.
+noise; built-in: the default, ddim, and the pair that a fit's certificate found best. A plan's error: RMS over a
+sample's elements of x0 - x0_reference; RMSE over samples, and the median.
 """
 
 from __future__ import annotations
