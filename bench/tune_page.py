@@ -211,6 +211,11 @@ def report() -> None:
     if "mnist" in known:
         picture(known["mnist"])
     write_block("tune", "\n".join(lines), PAGE)
+    if "mnist" in known:
+        write_block(
+            "tuned",
+            "\n".join(["Errors in x0 on fresh noise, the bundled model: RMSE, median.", "", *table(known["mnist"])]),
+        )
     print("\n".join(bars(known)))
 
 

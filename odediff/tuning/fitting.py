@@ -97,8 +97,8 @@ class Journal:
 def starts(
     student: Student, schedule: Schedule, builtin: dict[str, Plan], probe: Probe, settings: Settings
 ) -> dict[str, Form]:
-    """Where fits begin, best first: the built-in pair with the least error on validation noise of those that a form can
-    hold, that of another method, and ddim, whose valley is often another."""
+    """Where fits begin: the built-in pair with the least error on validation noise of those that a form can hold, and
+    ddim, whose valley is often another."""
     free = {"first": settings.first, "times": settings.times, "fed": settings.fed}
     forms = {}
     for name, plan in builtin.items():
@@ -116,8 +116,7 @@ def starts(
     few = probe.part(slice(0, _START))
     ranked = sorted(forms, key=lambda name: error(name, few))
     best = min(ranked[:_START], key=lambda name: error(name, probe))
-    other = next((name for name in ranked if builtin[name].method != builtin[best].method), best)
-    chosen = dict.fromkeys([best, other, *(name for name in (_PLAIN,) if name in forms)])
+    chosen = dict.fromkeys([best, *(name for name in (_PLAIN,) if name in forms)])
     return {name: forms[name] for name in chosen}
 
 
@@ -134,21 +133,26 @@ class Fit:
     tick: Callable[[str], None]
 
     def __call__(self, begin: dict[str, Form]) -> Fitted:
-        """Stages of growing history: from every start the first, from the best of them the others, each from where the
-        one before ended; the best of all on validation noise."""
-        (engine, samples, history), *others = _stages(
-            self.settings, len(self.train.noise), self.student.model.integer_times
-        )
-        found = {name: self._stage(engine, samples, history, form, f", from {name}") for name, form in begin.items()}
-        name = min(found, key=lambda name: found[name][2])
-        at, best, least = found[name]
-        for engine, samples, history in others:
-            at, there, error = self._stage(engine, samples, history, at, "")
+        """A first stage from every start, with the first history, and from the best start with the others too; from the
+        best of these on, each stage from where the one before ended. The best of all on validation noise."""
+        first, *others = self.settings.histories
+        stages = _stages(self.settings, len(self.train.noise), self.student.model.integer_times)
+        (engine, samples, steps), *later = stages
+        found = {}
+        tries = [(name, first) for name in begin] + [(next(iter(begin)), history) for history in others]
+        for name, history in tries:
+            found[name, history] = self._stage(engine, samples, steps, history, begin[name], f", from {name}")
+        name, history = min(found, key=lambda one: found[one][2])
+        at, best, least = found[name, history]
+        for engine, samples, steps in later:
+            at, there, error = self._stage(engine, samples, steps, history, at, "")
             if error < least:
                 best, least = there, error
         return Fitted(replace(best, times=self.settings.times), name, tuple(self.journal.records))
 
-    def _stage(self, engine: str, samples: int, history: int, at: Form, said: str) -> tuple[Form, Form, float]:
+    def _stage(
+        self, engine: str, samples: int, steps: int, history: int, at: Form, said: str
+    ) -> tuple[Form, Form, float]:
         """Steps from a form: where they end, the best form on validation noise, and its mean error."""
         settings, journal = self.settings, self.journal
         stage = f"{engine} {samples} samples, history {history}{said}"
@@ -156,7 +160,6 @@ class Fit:
         if engine == "levenberg" and self.student.model.integer_times:
             free = replace(free, times=False)
         at, best, least = free, free, self._judged(stage, free, 1.0).mean
-        steps = settings.iterations if samples == len(self.train.noise) else max(1, settings.iterations // 2)
         if stage not in journal.ended and not _ended(journal.of(stage), steps, settings.patience):
             some = self.train.part(slice(0, samples))
             for made, loss in _steps(engine, self.student, free, some, journal.of(stage), self.features):
@@ -179,15 +182,14 @@ class Fit:
 
 
 def _stages(settings: Settings, n: int, whole_times: bool) -> list[tuple[str, int, int]]:
-    """(engine, samples, history): few samples with the first history, twice as many with the others, all of them with
-    the last, each from where the one before ended: the way to the valley needs few samples, its floor needs many."""
-    first, *others = settings.histories
-    last = others[-1] if others else first
-    engines = ("ridge", "levenberg") if whole_times and settings.engine == "levenberg" else (settings.engine,)
-    few, half = max(min(n, _FEWEST), n // 4), max(min(n, _FEWEST), n // 2)
-    made = [(engines[0], few, first), *((engines[-1], half, history) for history in others or [first])]
-    made = [(engines[0], n, last)] if settings.engine == "ridge" and not others else made
-    return list(dict.fromkeys([*made, (engines[-1], n, last)]))
+    """(engine, samples, most steps) of each stage: the way to the valley needs few samples, its floor needs many."""
+    most = settings.iterations
+    if settings.engine == "ridge":
+        return [("ridge", n, most)]
+    few, half = (max(min(n, _FEWEST), n // share) for share in (4, 2))
+    made = {few: max(1, most // 3), half: max(1, most // 2), n: most}
+    stages = [("levenberg", samples, steps) for samples, steps in made.items()]
+    return [("ridge", n, most), ("levenberg", n, most)] if whole_times else stages
 
 
 def _steps(

@@ -87,11 +87,11 @@ def tune(
     engine: "levenberg", Levenberg-Marquardt on the ends; "ridge", rows in closed form and a search over the times,
         which needs no derivative; None: ridge for int8 files, else levenberg.
     derivatives: of the network, "differences" of its outputs, which any model allows, or "exact", torch's forward mode.
-    history: predictions that a row may read, or several to try in this order; None: 3, then all.
+    history: predictions that a row may read, or several, of which validation noise chooses; None: all, or 3.
     first: whether the first time is free too.  times, coefficients: whether those are.  fed: whether the time that the
         network is fed may differ from its state's.
-    iterations, patience: steps of the last stage, half as many of those before it, and how many without gain on
-        validation noise end one.
+    iterations, patience: steps of the last stage, fewer of those before it, and how many without gain on validation
+        noise end one.
     loss: f, from samples (n, *shape) to features (n, ..); None: the samples themselves.  features: for a Frechet
     distance in the report.  backend: what evaluates the network, see `odediff.backends`.  batch: samples at a time.
     folder: keeps references and steps, so that a run that was interrupted goes on, and more budgets cost less.
@@ -193,7 +193,7 @@ def _budgets(nfe: Any) -> list[int]:
 
 
 def _histories(history: int | Sequence[int] | None, nfe: int) -> tuple[int, ...]:
-    asked = (SHORT, nfe) if history is None else (history,) if isinstance(history, int) else tuple(history)
+    asked = (nfe, SHORT) if history is None else (history,) if isinstance(history, int) else tuple(history)
     bad = [one for one in asked if isinstance(one, bool) or not isinstance(one, int) or one < 1]
     if bad or not asked:
         raise ValueError(f"history = {history!r}: predictions that a row may read, whole numbers from 1 up")

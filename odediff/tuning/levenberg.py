@@ -23,7 +23,7 @@ from .student import Student
 
 Features = Callable[[Tensor], Tensor]
 DAMPINGS = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
-GAIN = 5e-3  # a step that lowers the loss by less than this share is the last
+GAIN = 2e-3  # a step that lowers the loss by less than this share is the last
 _MEMORY = 2**26  # numbers in the tangents of one batch
 
 
