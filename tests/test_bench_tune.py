@@ -1,0 +1,74 @@
+"""bench/tune.py and its page: a fit and a judgement of a small problem, and bars that can be missed."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import odediff
+
+pytest.importorskip("diffusers")
+pytest.importorskip("matplotlib")
+sys.path.append(str(Path(__file__).parent.parent / "bench"))  # last: bench/onnx.py is not the package onnx
+
+import rivals
+import tune
+import tune_page
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(tune, "FOLDER", tmp_path)
+    monkeypatch.setattr(tune_page, "FOLDER", tmp_path)
+    return tmp_path
+
+
+def arguments(**more):
+    given = {"nfe": [3], "ways": ["both"], "n": [8], "seeds": [0], "backend": "torch", "work": None, "iterations": 2}
+    return argparse.Namespace(**given, **more)
+
+
+def test_a_fit_is_kept_once_and_judged_beside_a_peer(folder, monkeypatch):
+    ddim = next(one for one in rivals.diffusers_settings() if one.method == "DDIMScheduler")
+    monkeypatch.setattr(tune, "_peers", lambda name, nfe: [ddim])
+    monkeypatch.setattr(tune, "TESTS", 8)
+    monkeypatch.setattr(tune, "REFERENCE_NFE", 41)
+    for _ in range(2):
+        tune.fit("modes", arguments())
+    (made,) = json.loads((folder / "modes.json").read_text())["plans"]
+    assert odediff.Plan.from_json(made["plan"]).nfe == made["nfe"] == 3
+    tune.judge("modes", arguments())
+    rows = json.loads((folder / "modes.json").read_text())["rows"]
+    assert {row["test"] for row in rows} == set(tune.TEST_SEEDS)
+    kinds = {row["kind"] for row in rows}
+    assert kinds == {"tuned", "built-in", "peer"}
+    mine, peer = (next(row for row in rows if row["kind"] == kind) for kind in ("tuned", "peer"))
+    assert 0 < mine["median"] < peer["median"]
+    assert len(tune_page.table(json.loads((folder / "modes.json").read_text()))) == 3
+
+
+def measured(peer, mine):
+    """What the files hold of one budget, for these errors."""
+    both = [
+        {"nfe": 8, "test": seed, "kind": "peer", "name": "p", "rmse": peer, "median": peer} for seed in tune.TEST_SEEDS
+    ]
+    name = "both, 32 samples, seed 0"
+    both += [{**row, "kind": "tuned", "name": name, "rmse": mine, "median": mine / 2} for row in both]
+    return {"plans": [{"nfe": 8, "way": "both", "n": 32, "seed": 0, "cpu": 1.0}], "rows": both}
+
+
+@pytest.mark.parametrize(("mine", "said"), [(0.32, "pass"), (0.34, "MISS")])
+def test_a_bar_is_held_by_the_worse_measure(mine, said):
+    lines = tune_page.bars({"mnist": measured(1.0, mine)})
+    (line,) = [line for line in lines if "8 evaluations" in line]
+    assert line.startswith(f"- {said}")
+    assert f"rmse {mine:.2f}, median {mine / 2:.2f}" in line
+    assert sum("not measured" in line for line in lines) == len(tune_page.NETWORK_BARS) - 1
+
+
+def test_a_plan_that_only_one_set_of_noise_judged_is_left_out():
+    data = measured(1.0, 0.5)
+    data["rows"] = data["rows"][:-1]
+    assert "both, 32 samples, seed 0" not in tune_page.averaged(data)[8]
