@@ -183,3 +183,15 @@ def test_files_have_plans_of_their_own_and_samplers_hold_them(tmp_path: Path) ->
     export(model, tmp_path / "changed.onnx")
     with pytest.warns(UserWarning, match="fitted to another model"):
         Sampler(odediff.onnx.load(tmp_path / "changed.onnx"), table, guidance=3.0)
+
+
+@pytest.mark.parametrize("nfe", [4, 6, 8, 10])
+def test_the_bundled_model_has_plans_that_were_certified_for_it(nfe):
+    model = odediff.load("mnist")
+    plan = stored_plan(model, nfe, None)
+    assert plan.nfe == nfe
+    assert plan.args["fitted"]["held_out"] == 64
+    assert min(plan.args["fitted"]["over_best_rmse"][2], plan.args["fitted"]["over_best_median"][2]) < 1
+    x = odediff.sample(model, "tuned", nfe, n=1, seed=0)  # warns if the weights are other ones
+    fine = odediff.sample(model, "abm4", 40, n=1, seed=0)
+    assert float((x - fine).square().mean().sqrt()) < 0.2

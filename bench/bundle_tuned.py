@@ -1,0 +1,32 @@
+"""Put the plans that `tune.py` fitted to a bundled model, as it comes, next to it: `solver="tuned"` finds them there.
+
+    python bench/bundle_tuned.py mnist --nfe 4 6 8 10
+
+Of each budget the plan of seed 0 with 32 samples, if its certificate holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from tune import GUIDED, read
+
+import odediff
+from odediff.model import BUNDLED
+from odediff.stored import write_plan
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("problem")
+    parser.add_argument("--nfe", type=int, nargs="+", default=[4, 6, 8, 10])
+    args = parser.parse_args()
+    for nfe in args.nfe:
+        chosen = {"nfe": nfe, "way": "both", "n": 32, "seed": 0, "certified": True}
+        (made,) = [p for p in read(args.problem)["plans"] if chosen.items() <= p.items()]
+        guidance = GUIDED if args.problem == "mnist_conditional" else None
+        print(write_plan(odediff.Plan.from_json(made["plan"]), BUNDLED / args.problem / "tuned", guidance))
+
+
+if __name__ == "__main__":
+    main()
