@@ -20,6 +20,13 @@ def folder_of(model: Any) -> Path | None:
     return None if folder is None else Path(folder) / "tuned"
 
 
+def check_folder(folder: Path, what: str) -> None:
+    """ValueError: a folder that cannot be written to, or made. what: would go there."""
+    there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ValueError(f"{what} cannot be written to {folder}; name another folder")
+
+
 def write_plan(plan: Plan, folder: Path, guidance: float | None) -> Path:
     """Write a plan for its budget; what was there is replaced when the new file is whole."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,4 +64,6 @@ def stored_plan(model: Any, nfe: int, guidance: float | None) -> Plan:
 
 
 def _name(nfe: int, guidance: float | None) -> str:
-    return f"{nfe}.json" if guidance is None else f"{nfe}-guidance-{float(guidance)!r}.json".replace(".0.json", ".json")
+    if guidance is None or guidance == 1:  # the same
+        return f"{nfe}.json"
+    return f"{nfe}-guidance-{float(guidance)!r}.json".replace(".0.json", ".json")

@@ -233,6 +233,6 @@ def test_errors_are_one_line(folder, tmp_path, capsys, monkeypatch, line, messag
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused_before_any_work(folder, capsys, monkeypatch):
-    monkeypatch.setattr("odediff.cli.tune.os.access", lambda *_: False)
+    monkeypatch.setattr("odediff.stored.os.access", lambda *_: False)
     assert main(["tune", str(folder)]) == 2
     assert f"the plans cannot be written to {folder / 'tuned'}; name another" in capsys.readouterr().err

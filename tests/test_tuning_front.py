@@ -264,6 +264,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"loss": "lpips"}, "loss = 'lpips' must be callable"),
     ({"features": 3}, "features = 3 must be callable"),
     ({"times": False, "coefficients": False}, "nothing is left to tune"),
+    ({"times": False, "history": 1}, "nothing is left to tune: times are not free"),
+    ({"save": None}, "save = None must be True, False or a folder"),
+    ({"save": __file__}, "the plans cannot be written to"),
+    ({"folder": __file__}, "references and steps cannot be written to"),
+    ({"features": torch.mean}, "features of samples .2, 3. must be features"),
+    ({"loss": lambda x: 3.0}, "got float"),
+    ({"history": 3.5}, "history = 3.5: predictions that a row may read"),
     ({"history": 0}, "history = 0: predictions that a row may read"),
     ({"derivatives": "adjoint"}, "derivatives = 'adjoint'"),
     ({"save": True}, "the model is in no folder"),
@@ -288,3 +295,16 @@ def test_models_that_are_none_and_fed_times_of_whole_ones_are_refused() -> None:
         tune("mnist")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="fed = True needs a network of fractional times"):
         tune(exact(integer_times=True), 4, fed=True)
+
+
+def test_whole_times_alone_are_fitted() -> None:
+    """Levenberg-Marquardt then has no number, and makes no step."""
+    _, report = tune(exact(integer_times=True), 3, coefficients=False, **FEW)
+    assert {record.stage.split()[0] for record in report[3].records} == {"ridge"}
+
+
+def test_a_network_that_gives_nan_is_refused() -> None:
+    model = exact(schedule=COSINE)
+    model.net.means.fill_(torch.nan)
+    with pytest.raises(ValueError, match="the references are not finite"):
+        tune(model, 3, **FEW)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -67,7 +66,10 @@ def add(commands: Commands) -> None:
         "--derivatives", metavar="NAME", help="of the network: differences (default), or exact, which needs a module"
     )
     parser.add_argument(
-        "--history", type=number_list, metavar="N", help="predictions a row may read, in turn (default: 3, then all)"
+        "--history",
+        type=number_list,
+        metavar="N",
+        help="predictions a row may read, of which validation noise chooses (default: all, 3)",
     )
     parser.add_argument("--iterations", type=int, metavar="N", help="steps of the last stage (default: 12)")
     parser.add_argument("--patience", type=int, metavar="N", help="steps without gain that end a stage (default: 4)")
@@ -139,14 +141,11 @@ def _check_report(path: str | None) -> None:
 
 
 def _target(out: str | None, model: Any) -> Path:
-    """Where the plans go. ValueError: it cannot be written to."""
+    """Where the plans go."""
     from ..stored import folder_of
 
     target = folder_of(model) if out is None else Path(out)
     assert target is not None  # a model that a command has opened is in a folder
-    there = next(one for one in (target, *target.absolute().parents) if one.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise ValueError(f"the plans cannot be written to {target}; name another folder with --out")
     return target
 
 

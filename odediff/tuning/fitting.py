@@ -1,4 +1,4 @@
-"""One budget's fit: from the best built-in plan, a short history and then all of it, judged by validation noise."""
+"""One budget's fit: from built-in plans, with each history, few samples and then all, judged by validation noise."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .form import Form, form
 from .probe import Probe
 from .student import Student
 
-SHORT = 3  # predictions of the first stage's rows
+SHORT = 3  # predictions that rows read who do not read all
 _FEWEST = 8  # samples of a stage
 _PLAIN = "ddim quadratic"
 _START = 4  # samples on which every pair is tried as a start

@@ -22,13 +22,14 @@ from ..identity import mark
 from ..model import Model
 from ..noise import normal
 from ..philox import streams
+from ..plans import Plan
 from ..prediction import Clip, Label, Prediction, checked_label
 from ..running import evaluating
-from ..stored import folder_of, write_plan
+from ..stored import check_folder, folder_of, write_plan
 from .certificate import certify, pairs
 from .fitting import SHORT, Fit, Journal, Record, Settings, starts
 from .levenberg import Features
-from .probe import REFERENCE_NFE, Probe, probe
+from .probe import REFERENCE_NFE, Probe, probe, reference_plan
 from .report import Budget, Report, provenance
 from .student import Student
 
@@ -96,45 +97,33 @@ def tune(
     distance in the report.  backend: what evaluates the network, see `odediff.backends`.  batch: samples at a time.
     folder: keeps references and steps, so that a run that was interrupted goes on, and more budgets cost less.
     save: True, to where `solver="tuned"` finds the plan, or a folder.  progress: show a bar.
-    ValueError: an option out of range, a model without a folder to save in, fewer than two evaluations or more than
-        half of the references'.
+    ValueError: an option out of range, a folder that cannot be written to or a model without one to save in, fewer than
+        two evaluations or more than half of the references', a loss or features of another shape, a network whose
+        references are not finite.
     """
     if not hasattr(model, "integer_times"):
         raise ValueError(f"model must be an odediff.Model, got {model!r:.60}; odediff.load(name or folder) reads one")
     budgets = _budgets(nfe)
     counts = {"n": n, "validation": validation, "held_out": held_out, "iterations": iterations}
-    counts |= {"patience": patience, "batch": batch}
-    for name, value in counts.items():
-        least = 2 if name in ("n", "validation", "held_out") else 1
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} = {value!r} must be a whole number from {least} up")
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise ValueError(f"seed = {seed!r} must be a whole number from 0 to 2^32 - 1")
-    if engine is not None and engine not in ENGINES:
-        raise unknown("engine", engine, ENGINES)
-    if engine == "ridge" and loss is not None:
-        raise ValueError('engine = "ridge" fits rows to states, not to features; use "levenberg" with a loss')
-    if not (times or coefficients or fed):
-        raise ValueError("nothing is left to tune: times, coefficients and fed are all False")
-    if fed and model.integer_times:
-        raise ValueError("fed = True needs a network of fractional times, this one knows whole times only")
-    for name, f in (("loss", loss), ("features", features)):
-        if f is not None and not callable(f):
-            raise ValueError(f"{name} = {f!r:.60} must be callable, from samples (n, *shape) to features (n, ..)")
-    target = _target(model, save)
+    _check_numbers({**counts, "patience": patience, "batch": batch}, seed)
     quantised = getattr(getattr(model, "about", None), "precision", "") == "int8"
-    engine = engine or ("ridge" if quantised else "levenberg")
-    options: dict[str, Any] = {"guidance": guidance, "clip": clip, "threshold": threshold}
-    guidance = Prediction(model, **options).guidance
-    labels = [_labels(model, label, count) for count in (n, validation, held_out)]
+    engine = _engine(engine, "ridge" if quantised else "levenberg", loss)
     settings = {
         budget: Settings(engine, _histories(history, budget), first, times, fed, coefficients, iterations, patience)
         for budget in budgets
     }
-    run_by = runner(choose(backend, model)[0], model)
-    student = Student(run_by, batch=batch, derivatives=derivatives, **options)
+    _check_free(model, list(settings.values()))
+    options: dict[str, Any] = {"guidance": guidance, "clip": clip, "threshold": threshold}
+    limited = {**options, "clip": Prediction(model, **options).limits}
+    labels = [_labels(model, label, count) for count in (n, validation, held_out)]
+    target = _target(model, save)
+    if folder is not None:
+        check_folder(Path(folder), "references and steps")
+    student = Student(runner(choose(backend, model)[0], model), batch=batch, derivatives=derivatives, **options)
+    reference_plan(student, REFERENCE_NFE)
+    _check_features(student, loss=loss, features=features)
     said = [None if one is None else one.tolist() for one in labels]
-    work = None if folder is None else Path(folder) / _key(student, n, validation, held_out, seed, said, options)
+    work = None if folder is None else Path(folder) / _key(student, n, validation, held_out, seed, said, limited)
     total = 3 * (REFERENCE_NFE + REFERENCE_NFE // 2)
     with tqdm(total=total, desc="references", disable=not progress) as bar:
         probes = Probes(
@@ -143,42 +132,91 @@ def tune(
                 for k, count in enumerate((n, validation, held_out))
             )
         )
+    about = {"mark": mark(model.net), "weights": _weights(model), "guidance": student.prediction.guidance}
+    about |= {"engine": engine, "samples": n, "seed": seed}
     made, reports = {}, {}
     for budget in budgets:
-        began, before = time.process_time(), student.evaluations
-        builtin = pairs(student, budget)
         with tqdm(desc=f"nfe {budget}", disable=not progress, unit="step") as bar:
-
-            def tick(said: str, bar: Any = bar) -> None:
-                bar.set_postfix_str(said)
-                bar.update()
-
-            begin = starts(student, model.schedule, builtin, probes.validation, settings[budget])
-            journal = Journal(None if work is None else work / _journal(settings[budget], budget, loss, probes.train))
-            run = Fit(student, probes.train, probes.validation, settings[budget], journal, loss, tick)
-            fitted = run(begin)
-            candidate = fitted.form.plan()
-            found = certify(student, candidate, builtin, probes.held_out, features, partial(tick, "certificate"))
-        about = {
-            "mark": mark(model.net),
-            "weights": _weights(model),
-            "guidance": guidance,
-            "engine": engine,
-            "samples": n,
-            "seed": seed,
-            "start": fitted.start,
-            **provenance(found),
-        }
-        tuned = fitted.form.plan(fitted=about)
-        made[budget] = tuned if found.holds else builtin[found.best]
-        reports[budget] = Budget(
-            *(budget, tuned, found, fitted.start, fitted.records, "tuned" if found.holds else found.best),
-            *(float(probes.held_out.doubt.median()), student.evaluations - before, time.process_time() - began),
-        )
+            made[budget], reports[budget] = _fit(
+                student, budget, probes, settings[budget], work, loss, features, about, bar
+            )
         if target is not None:
-            write_plan(made[budget], target, guidance)
+            write_plan(made[budget], target, student.prediction.guidance)
     report = Report(reports)
     return (made[budgets[0]], report) if isinstance(nfe, (int, np.integer)) else (made, report)
+
+
+def _fit(
+    student: Student,
+    nfe: int,
+    probes: Probes,
+    settings: Settings,
+    work: Path | None,
+    loss: Features | None,
+    features: Features | None,
+    about: dict[str, Any],
+    bar: Any,
+) -> tuple[Plan, Budget]:
+    """What is returned at one budget, and the report on it."""
+    began, before = time.process_time(), student.evaluations
+    builtin = pairs(student, nfe)
+
+    def tick(said: str) -> None:
+        bar.set_postfix_str(said)
+        bar.update()
+
+    begin = starts(student, student.model.schedule, builtin, probes.validation, settings)
+    name = None if work is None else work / _journal(student, settings, nfe, loss, probes.train)
+    fitted = Fit(student, probes.train, probes.validation, settings, Journal(name), loss, tick)(begin)
+    found = certify(student, fitted.form.plan(), builtin, probes.held_out, features, partial(tick, "certificate"))
+    tuned = fitted.form.plan(fitted={**about, "start": fitted.start, **provenance(found)})
+    report = Budget(
+        *(nfe, tuned, found, fitted.start, fitted.records, "tuned" if found.holds else found.best),
+        *(float(probes.held_out.doubt.median()), student.evaluations - before, time.process_time() - began),
+    )
+    return tuned if found.holds else builtin[found.best], report
+
+
+def _check_numbers(counts: dict[str, Any], seed: Any) -> None:
+    for name, value in counts.items():
+        least = 2 if name in ("n", "validation", "held_out") else 1
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} = {value!r} must be a whole number from {least} up")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed = {seed!r} must be a whole number from 0 to 2^32 - 1")
+
+
+def _engine(asked: str | None, default: str, loss: Any) -> str:
+    if asked is not None and asked not in ENGINES:
+        raise unknown("engine", asked, ENGINES)
+    if asked == "ridge" and loss is not None:
+        raise ValueError('engine = "ridge" fits rows to states, not to features; use "levenberg" with a loss')
+    return asked or default
+
+
+def _check_free(model: Model, settings: list[Settings]) -> None:
+    one = settings[0]
+    if not (one.times or one.coefficients or one.fed):
+        raise ValueError("nothing is left to tune: times, coefficients and fed are all False")
+    if not (one.times or one.fed) and any(max(of.histories) == 1 for of in settings):
+        raise ValueError("nothing is left to tune: times are not free, and rows that read one prediction have no more")
+    if one.fed and model.integer_times:
+        raise ValueError("fed = True needs a network of fractional times, this one knows whole times only")
+
+
+def _check_features(student: Student, **given: Any) -> None:
+    """ValueError: what is not callable, or gives something else than features of two samples."""
+    for name, f in given.items():
+        if f is None:
+            continue
+        if not callable(f):
+            raise ValueError(f"{name} = {f!r:.60} must be callable, from samples (n, *shape) to features (n, ..)")
+        x = torch.zeros(2, *student.model.shape, dtype=student.dtype, device=student.model.device)
+        with torch.no_grad():
+            seen = f(x)
+        if not isinstance(seen, Tensor) or seen.ndim < 2 or len(seen) != 2:
+            got = tuple(seen.shape) if isinstance(seen, Tensor) else type(seen).__name__
+            raise ValueError(f"{name} of samples {tuple(x.shape)} must be features, a tensor (2, ..), got {got}")
 
 
 def _budgets(nfe: Any) -> list[int]:
@@ -193,7 +231,7 @@ def _budgets(nfe: Any) -> list[int]:
 
 
 def _histories(history: int | Sequence[int] | None, nfe: int) -> tuple[int, ...]:
-    asked = (nfe, SHORT) if history is None else (history,) if isinstance(history, int) else tuple(history)
+    asked = (nfe, SHORT) if history is None else tuple(history) if isinstance(history, Iterable) else (history,)
     bad = [one for one in asked if isinstance(one, bool) or not isinstance(one, int) or one < 1]
     if bad or not asked:
         raise ValueError(f"history = {history!r}: predictions that a row may read, whole numbers from 1 up")
@@ -213,9 +251,12 @@ def _labels(model: Model, label: Label, n: int) -> Tensor | None:
 def _target(model: Model, save: bool | str | Path) -> Path | None:
     if save is False:
         return None
+    if not isinstance(save, (bool, str, Path)):
+        raise ValueError(f"save = {save!r} must be True, False or a folder")
     folder = folder_of(model) if save is True else Path(save)
     if folder is None:
         raise ValueError("save = True: the model is in no folder; save it first, or name a folder for its plans")
+    check_folder(folder, "the plans")
     return folder
 
 
@@ -237,14 +278,15 @@ def _key(student: Student, *settings: Any) -> str:
     return _hash(said.encode())
 
 
-def _journal(settings: Settings, nfe: int, loss: Features | None, probe: Probe) -> str:
+def _journal(student: Student, settings: Settings, nfe: int, loss: Features | None, probe: Probe) -> str:
     """The name of a fit's file. A loss is told by what it gives for one noise."""
     kept = [field.name for field in fields(Record)]
+    exact = () if student.derivatives == "differences" else (student.derivatives,)
     seen = None
     if loss is not None:
         with torch.no_grad():
             seen = _hash(loss(probe.noise[:1]).cpu().numpy().tobytes())
-    return f"fit-{nfe}-{_hash(repr((settings, kept, seen)).encode())}.jsonl"
+    return f"fit-{nfe}-{_hash(repr((settings, kept, seen, *exact)).encode())}.jsonl"
 
 
 def _hash(said: bytes) -> str:

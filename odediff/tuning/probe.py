@@ -61,7 +61,10 @@ class Probe:
 
 
 def probe(student: Student, n: int, seed: int, label: Tensor | None, folder: Path | None, progress: object) -> Probe:
-    """n noises of a seed and their references; read from `folder` if they are there. label: (n,) or None."""
+    """n noises of a seed and their references; read from `folder` if they are there. label: (n,) or None.
+
+    ValueError: the network gives what is not finite on the way.
+    """
     path = None if folder is None else folder / f"probe-{seed}-{n}.pt"
     if path is not None and path.is_file():
         saved = torch.load(path, weights_only=True)
@@ -71,6 +74,8 @@ def probe(student: Student, n: int, seed: int, label: Tensor | None, folder: Pat
     noise = normal(streams(seed, n), 0, model.shape, device=model.device, dtype=student.dtype)
     fine, coarse = (reference_plan(student, count) for count in (REFERENCE_NFE, REFERENCE_NFE // 2))
     x0, y, d = _trajectory(student, fine, noise, label, progress)
+    if not bool(torch.isfinite(x0).all()):
+        raise ValueError("the references are not finite: the network, in its precision, overflows or gives NaN")
     other, _, _ = _trajectory(student, coarse, noise, label, progress)
     doubt = (x0 - other).flatten(1).square().mean(1).sqrt()
     tau = fine.sigma[:-1] / (fine.alpha[:-1] + fine.sigma[:-1])
@@ -84,9 +89,11 @@ def probe(student: Student, n: int, seed: int, label: Tensor | None, folder: Pat
 
 
 def reference_plan(student: Student, nfe: int) -> Plan:
-    """The plan that a reference follows."""
+    """The plan that a reference follows. ValueError: the network knows fewer times than that."""
     model = student.model
     if model.integer_times:
+        if (known := int(model.schedule.t_max - model.schedule.t_min) + 1) < nfe:
+            raise ValueError(f"references take {nfe} evaluations, and the network knows {known} whole times")
         return compile_plan("abm4", model.schedule, nfe, "uniform", space="flow", variable="t", snap=True)
     return compile_plan("abm4", model.schedule, nfe, "asinh", space="flow", variable="t")
 
