@@ -200,7 +200,7 @@ REFUSED = [
     ("tune TINY --plot no/x.png", "no folder no"),
     ("tune TINY --report no/x.json", "no folder no"),
     ("tune TINY --report .", "it is a folder"),
-    ("tune TINY --out TINY/model.json", "name another folder with --out"),
+    ("tune TINY --out TINY/model.json", "the plans cannot be written to"),
     ("sample TINY --solver tuned --nfe 9", "no tuned plan for 9 evaluations; there are 3, 3-guidance-2.5, 4"),
     ("sample TINY --solver tuned --nfe 3 --grid karras", "a tuned plan takes no 'grid'"),
     ("sample TINY --solver tuned --nfe 3 --space eps", "a tuned plan takes no 'space'"),
