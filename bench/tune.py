@@ -44,8 +44,8 @@ from work_precision import load, settings
 import odediff
 from odediff.model import Model
 from odediff.tuning.certificate import pairs
-from odediff.tuning.form import form
-from odediff.tuning.probe import probe
+from odediff.tuning.form import form_of
+from odediff.tuning.probe import make_probe
 from odediff.tuning.ridge import dynamic
 from odediff.tuning.student import Student
 
@@ -129,8 +129,8 @@ def _fitted(
     """A plan and what its fit says; the fitted plan itself, whether or not it was certified."""
     if way == "ddim dp":
         student = Student(model, **options)
-        start = form(model.schedule, odediff.plan("ddim", model.schedule, nfe, "quadratic"), first=False)
-        noise = probe(student, n, 2**62 + 3 * seed, _labels(model, n), None, None)
+        start = form_of(model.schedule, odediff.plan("ddim", model.schedule, nfe, "quadratic"), first=False)
+        noise = make_probe(student, n, 2**62 + 3 * seed, _labels(model, n), None, None)
         return dynamic(start, noise).plan(), {}
     if way == "ddim times":
         return _ddim_times(model, nfe, n, seed, options, backend), {}
@@ -150,8 +150,8 @@ def _ddim_times(model: Model, nfe: int, n: int, seed: int, options: dict[str, An
     from odediff.tuning.levenberg import steps
 
     student = Student(runner(choose(backend, model)[0], model), **options)
-    noise = probe(student, n, 2**62 + 3 * seed, _labels(model, n), None, None)
-    at = form(model.schedule, odediff.plan("ddim", model.schedule, nfe, "quadratic"), coefficients=False)
+    noise = make_probe(student, n, 2**62 + 3 * seed, _labels(model, n), None, None)
+    at = form_of(model.schedule, odediff.plan("ddim", model.schedule, nfe, "quadratic"), coefficients=False)
     for _, (made, _) in zip(range(20), steps(student, at, noise, None), strict=False):
         at = made
     return at.plan()

@@ -14,7 +14,7 @@ from odediff import METHODS, Plan, plan
 from odediff.grids import GRIDS
 from odediff.tuning import certificate
 from odediff.tuning.certificate import bootstrap, certify, errors, frechet, pairs, sliced_wasserstein
-from odediff.tuning.probe import Probe, probe
+from odediff.tuning.probe import Probe, make_probe
 from odediff.tuning.student import Student
 
 COSINE = SCHEDULES["cosine"]
@@ -92,7 +92,7 @@ def test_all_pairs_are_tried() -> None:
 def measured() -> tuple[Student, Probe, dict[str, Plan]]:
     student = Student(exact(schedule=COSINE))
     names = {name: plan(name, COSINE, 5) for name in ("ddim", "ab2", "dpmpp_2m")}
-    return student, probe(student, 24, 5, None, None, None), {"default": plan(None, COSINE, 5), **names}
+    return student, make_probe(student, 24, 5, None, None, None), {"default": plan(None, COSINE, 5), **names}
 
 
 def test_errors_are_by_sample(measured: Any) -> None:

@@ -14,8 +14,8 @@ from tuned import exact, normal_flow
 import odediff
 from odediff import plan
 from odediff.tuning import levenberg, ridge
-from odediff.tuning.form import BOUND, Form, form
-from odediff.tuning.probe import Probe, probe
+from odediff.tuning.form import BOUND, Form, form_of
+from odediff.tuning.probe import Probe, make_probe
 from odediff.tuning.student import Student
 
 COSINE, FLOW, LINEAR = (SCHEDULES[name] for name in ("cosine", "flow", "linear"))
@@ -27,7 +27,7 @@ def normal(schedule: odediff.schedule.Schedule = COSINE, **options: object) -> o
 
 
 def start(schedule: odediff.schedule.Schedule, nfe: int = 4, name: str = "ab2", **free: object) -> Form:
-    return form(schedule, plan(name, schedule, nfe, "quadratic", space="flow", variable="tau"), **free)
+    return form_of(schedule, plan(name, schedule, nfe, "quadratic", space="flow", variable="tau"), **free)
 
 
 def rmse(student: Student, made: Form, at: Probe) -> float:
@@ -37,7 +37,7 @@ def rmse(student: Student, made: Form, at: Probe) -> float:
 @pytest.fixture(scope="module")
 def fitted() -> tuple[Student, Probe, Form, list[tuple[Form, float]]]:
     student = Student(normal())
-    train, made = probe(student, 24, 1, None, None, None), start(COSINE)
+    train, made = make_probe(student, 24, 1, None, None, None), start(COSINE)
     return student, train, made, list(islice(levenberg.steps(student, made, train, None), 12))
 
 
@@ -45,7 +45,7 @@ def test_a_reference_is_the_flow() -> None:
     """Of a normal, in closed form, and its trajectory between the states that are kept."""
     for schedule in (COSINE, FLOW, SCHEDULES["edm"]):
         model = normal(schedule)
-        made = probe(Student(model), 5, 3, None, None, None)
+        made = make_probe(Student(model), 5, 3, None, None, None)
         want = normal_flow(model, made.noise)
         gap = (made.x0 - want).square().mean(1).sqrt()
         assert float(gap.max()) < 2e-3 and (gap <= made.doubt).all()
@@ -60,7 +60,7 @@ def test_a_reference_is_the_flow() -> None:
 
 def test_parts_of_a_probe_are_its_samples() -> None:
     model = exact(labelled=True, schedule=COSINE)
-    whole = probe(Student(model), 6, 3, torch.tensor([0, 1, 2, 0, 1, 2]), None, None)
+    whole = make_probe(Student(model), 6, 3, torch.tensor([0, 1, 2, 0, 1, 2]), None, None)
     part = whole.part(slice(2, 4))
     assert torch.equal(part.noise, whole.noise[2:4]) and torch.equal(part.x0, whole.x0[2:4])
     assert part.label is not None and part.label.tolist() == [2, 0]
@@ -71,14 +71,14 @@ def test_levenberg_lowers_the_error_many_times_and_never_raises_the_loss(fitted)
     student, train, made, steps = fitted
     assert len(steps) >= 4 and all(loss < 1 for _, loss in steps)
     assert all(step.allowed() and np.abs(step.weights).sum(1).max() <= BOUND for step, _ in steps)
-    fresh = probe(student, 64, 2, None, None, None)
+    fresh = make_probe(student, 64, 2, None, None, None)
     before, after = rmse(student, made, fresh), rmse(student, steps[-1][0], fresh)
     assert after < before / 6
 
 
 def test_levenberg_leaves_what_is_not_free() -> None:
     student = Student(normal())
-    train = probe(student, 8, 1, None, None, None)
+    train = make_probe(student, 8, 1, None, None, None)
     for free in ({"times": False}, {"coefficients": False}, {"first": False}):
         made = start(COSINE, **free)
         new, loss = next(levenberg.steps(student, made, train, None))
@@ -110,7 +110,7 @@ def test_a_loss_of_features_fits_these(fitted) -> None:
 def test_features_go_into_the_normal_equations() -> None:
     """J' W J and J' W r of a nonlinear feature, whose derivative is known."""
     student = Student(normal())
-    train, made = probe(student, 6, 1, None, None, None), start(COSINE)
+    train, made = make_probe(student, 6, 1, None, None, None), start(COSINE)
     seen = lambda x: torch.tanh(2 * x[:, :3]).square()  # noqa: E731
     r = levenberg.residual(student, made, train, seen)
     w = torch.linspace(0.2, 1, 6, dtype=torch.float64)
@@ -124,7 +124,7 @@ def test_features_go_into_the_normal_equations() -> None:
 
 
 def test_batches_of_the_normal_equations_add_up() -> None:
-    train = probe(Student(normal()), 7, 1, None, None, None)
+    train = make_probe(Student(normal()), 7, 1, None, None, None)
     made, w = start(COSINE), torch.linspace(0.2, 1, 7, dtype=torch.float64)
     r = torch.randn(7, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     one, other = (levenberg._normal(Student(normal(), batch=k), made, train, r, w, None) for k in (64, 3))
@@ -135,10 +135,10 @@ def test_batches_of_the_normal_equations_add_up() -> None:
 def test_one_wild_sample_does_not_lead() -> None:
     """A reference in another mode, ten away: the fit of the others is nearly as good as without it."""
     student = Student(normal())
-    train, made = probe(student, 16, 1, None, None, None), start(COSINE)
+    train, made = make_probe(student, 16, 1, None, None, None), start(COSINE)
     x0 = train.x0.clone()
     x0[3] += 10.0
-    rest = probe(student, 64, 2, None, None, None)
+    rest = make_probe(student, 64, 2, None, None, None)
     ends = []
     for given in (train, replace(train, x0=x0)):
         *_, (last, _) = levenberg.steps(student, made, given, None)
@@ -161,7 +161,7 @@ def test_a_trial_that_is_not_finite_is_not_taken() -> None:
             near = np.abs(table.t - float(t[0])).min() < 12
             return self.inner(x, t) if near else torch.full_like(x, torch.nan)
 
-    train = probe(Student(model), 8, 1, None, None, None)
+    train = make_probe(Student(model), 8, 1, None, None, None)
     student = Student(odediff.Model(Banded(), schedule=COSINE, prediction="v", shape=(6,), range=None))
     for made, loss in islice(levenberg.steps(student, start(COSINE), train, None), 3):
         assert loss < 1 and bool(torch.isfinite(levenberg.residual(student, made, train, None)).all())
@@ -173,7 +173,7 @@ def test_a_row_of_ridge_is_a_least_squares(monkeypatch: pytest.MonkeyPatch) -> N
     """Without the ridge, each row's weights are numpy's, on the states that the rows before reach."""
     monkeypatch.setattr(ridge, "STRENGTH", 0.0)
     student = Student(normal())
-    train, made = probe(student, 20, 1, None, None, None), start(COSINE, history=3)
+    train, made = make_probe(student, 20, 1, None, None, None), start(COSINE, history=3)
     new, loss = ridge.solved(student, made, train)
     assert loss == pytest.approx(float(levenberg.residual(student, new, train, None).square().mean(1).sqrt().mean()))
     table, rows = new.plan(), student.prediction.of_plan(new.plan())
@@ -194,7 +194,7 @@ def test_a_row_of_ridge_is_a_least_squares(monkeypatch: pytest.MonkeyPatch) -> N
 def test_ridge_is_strong_where_predictions_hardly_differ() -> None:
     """A point's flow is straight: all predictions are the same, and any weights would do."""
     student = Student(exact([[0.3, -0.1]], 0.0, schedule=COSINE))
-    made, loss = ridge.solved(student, start(COSINE), probe(student, 4, 1, None, None, None))
+    made, loss = ridge.solved(student, start(COSINE), make_probe(student, 4, 1, None, None, None))
     assert np.abs(made.weights).max() < 2 and loss < 1e-3
 
 
@@ -203,7 +203,7 @@ def test_ridge_searches_down_and_needs_no_derivative(fitted) -> None:
     found = list(ridge.search(student, made, train))
     losses = [loss for _, loss in found]
     assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0]
-    assert rmse(student, found[-1][0], probe(student, 32, 2, None, None, None)) < rmse(student, made, train) / 3
+    assert rmse(student, found[-1][0], make_probe(student, 32, 2, None, None, None)) < rmse(student, made, train) / 3
     held = list(ridge.search(student, replace(made, times=False), train))
     assert len(held) == 1 and np.array_equal(held[0][0].lam, made.lam)
     given = list(ridge.search(student, replace(made, coefficients=False), train))
@@ -213,7 +213,7 @@ def test_ridge_searches_down_and_needs_no_derivative(fitted) -> None:
 @pytest.mark.parametrize("first", [True, False])
 def test_dynamic_programming_finds_the_best_of_all_subsets(first: bool) -> None:
     student = Student(normal())
-    whole = probe(student, 6, 1, None, None, None)
+    whole = make_probe(student, 6, 1, None, None, None)
     some = np.arange(0, 64, 7)
     few = replace(whole, tau=whole.tau[some], y=whole.y[some], d=whole.d[some])
     made = start(COSINE, 4, first=first)
@@ -236,9 +236,9 @@ def test_dynamic_programming_finds_the_best_of_all_subsets(first: bool) -> None:
 def test_networks_of_whole_times_get_whole_times() -> None:
     model = normal(LINEAR, integer_times=True)
     student = Student(model)
-    train = probe(student, 8, 1, None, None, None)
+    train = make_probe(student, 8, 1, None, None, None)
     assert (train.tau > 0).all()
-    made = form(LINEAR, plan("ab2", LINEAR, 4, "quadratic", space="flow", variable="tau", snap=True))
+    made = form_of(LINEAR, plan("ab2", LINEAR, 4, "quadratic", space="flow", variable="tau", snap=True))
     *_, (last, loss) = ridge.search(student, made, train)
     table = last.plan()
     assert np.array_equal(table.t, np.rint(table.t)) and not np.array_equal(table.t, made.plan().t)
@@ -250,7 +250,7 @@ def test_a_network_that_is_closed_or_trains_is_left_as_it_was() -> None:
     net = normal().net
     closed = odediff.Model(lambda x, t: net(x, t), schedule=COSINE, prediction="v", shape=(6,), range=None)
     student = Student(closed)
-    train = probe(student, 8, 1, None, None, None)
+    train = make_probe(student, 8, 1, None, None, None)
     made, loss = ridge.solved(student, start(COSINE).at(start(COSINE).numbers()), train)
     assert np.isfinite(loss) and made.allowed()
 
@@ -284,7 +284,7 @@ def test_an_onnx_file_is_fitted(tmp_path: Path) -> None:
     ends = []
     for one in (file, model):
         student = Student(one)
-        train = probe(student, 6, 1, None, None, None)
+        train = make_probe(student, 6, 1, None, None, None)
         made, _ = next(ridge.search(student, start(LINEAR, first=False), train))
         ends.append(made.plan())
     np.testing.assert_allclose(ends[0].b, ends[1].b, rtol=0, atol=2e-3)

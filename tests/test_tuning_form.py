@@ -11,7 +11,7 @@ from exact import SCHEDULES, mixture, run
 import odediff
 from odediff import METHODS, Plan, plan
 from odediff.schedule import Schedule
-from odediff.tuning.form import BOUND, Form, form
+from odediff.tuning.form import BOUND, Form, form_of
 
 MIXTURE = mixture(np.array([[1.0, 0.5], [-0.8, 0.3], [0.1, -1.0]]), 0.3)
 NOISE = np.random.default_rng(0).normal(size=(5, 2))
@@ -54,9 +54,9 @@ def test_a_plan_of_any_method_and_space_is_the_same_plan_as_a_form(name: str, sp
     old = compiled(name, s, space=space)
     if name in STANDING:
         with pytest.raises(ValueError, match=rf"row \d of {name} does not move towards the data"):
-            form(s, old)
+            form_of(s, old)
         return
-    new = form(s, old, first=False).plan()
+    new = form_of(s, old, first=False).plan()
     assert (new.space, new.method, new.nfe, new.schedule) == ("flow", "tuned", old.nfe, old.schedule)
     np.testing.assert_allclose(new.t, old.t, rtol=1e-9, atol=1e-9)
     loss = old.amplification.max()
@@ -67,23 +67,23 @@ def test_a_plan_of_any_method_and_space_is_the_same_plan_as_a_form(name: str, sp
 def test_the_first_free_time_of_a_schedule_without_signal_is_the_first_that_has_some() -> None:
     for s in (ALL["flow"], ALL["zero_snr"]):
         old = plan("ab2", s, 5, space="flow", variable="t")
-        made = form(s, old)
+        made = form_of(s, old)
         assert made.allowed() and np.isfinite(made.numbers()).all()
         assert made.plan().t[0] == pytest.approx(s.t_finite) and s.t_finite < s.t_max
         assert np.abs(end(made.plan()) - end(old)).max() < 1e-3
-        held = form(s, old, first=False)
+        held = form_of(s, old, first=False)
         assert held.allowed() and held.plan().t[0] == s.t_max and held.plan().alpha[0] == 0
 
 
 def test_a_stochastic_plan_is_refused() -> None:
     with pytest.raises(ValueError, match="ddpm is stochastic; a plan that is fitted has no noise"):
-        form(ALL["linear"], plan("ddpm", ALL["linear"], 5))
+        form_of(ALL["linear"], plan("ddpm", ALL["linear"], 5))
 
 
 def random(schedule: Schedule, seed: int, nfe: int = 6, **free: Any) -> Form:
     """Free numbers far from any method's, within the bounds."""
     draw = np.random.default_rng(seed)
-    made = form(schedule, plan("ab2", schedule, nfe, "quadratic", space="flow", variable="tau"), **free)
+    made = form_of(schedule, plan("ab2", schedule, nfe, "quadratic", space="flow", variable="tau"), **free)
     made = made.at(made.numbers() + draw.normal(size=len(made.numbers())))
     low, high = made.bounds
     return replace(made, lam=np.sort(draw.uniform(low, high, nfe)))
@@ -111,7 +111,7 @@ def test_any_numbers_make_a_plan_that_conserves_and_survives_json(schedule: str)
 def test_numbers_go_in_and_come_out(fed: bool, times: bool, first: bool, coefficients: bool, history: int) -> None:
     s = ALL["cosine"]
     free = {"fed": fed, "times": times, "first": first, "coefficients": coefficients, "history": history}
-    made = form(s, plan("ab3", s, 6), **free)
+    made = form_of(s, plan("ab3", s, 6), **free)
     weights = sum(min(i, history - 1) for i in range(6)) if coefficients else 0
     numbers = made.numbers()
     assert len(numbers) == times * (5 + first) + 6 * fed + weights
@@ -147,7 +147,7 @@ def test_a_number_is_what_it_is_called() -> None:
 def test_a_step_far_below_rounding_of_tau_keeps_its_length() -> None:
     """EDM from sigma = 80: 1 - tau is 0.012; a table of sigma up to 1e9 has steps of 1e-9 in it."""
     s = odediff.schedule.edm(sigma_max=1e9)
-    made = form(s, plan("ddim", s, 4, [1e9, 9e8, 1.0, 0.1]))
+    made = form_of(s, plan("ddim", s, 4, [1e9, 9e8, 1.0, 0.1]))
     table = made.plan()
     tau_step = 1 / (1 + 1e9) - 1 / (1 + 9e8)
     assert table.b[0, 0] / (1 + 9e8) == pytest.approx(tau_step, rel=1e-9)
@@ -155,16 +155,16 @@ def test_a_step_far_below_rounding_of_tau_keeps_its_length() -> None:
 
 def test_a_shorter_history_keeps_the_newest_predictions_and_the_sum() -> None:
     s = ALL["linear"]
-    whole, short = (form(s, plan("ab4", s, 7, space="flow", variable="t"), history=h) for h in (7, 2))
+    whole, short = (form_of(s, plan("ab4", s, 7, space="flow", variable="t"), history=h) for h in (7, 2))
     assert whole.plan().depth == 4 and short.plan().depth == 2
     np.testing.assert_array_equal(short.weights[:, 1], whole.weights[:, 1])
     np.testing.assert_allclose(short.weights.sum(1), 1.0, rtol=0, atol=1e-15)
-    assert form(s, plan("ab4", s, 7), history=1).plan().depth == 1
+    assert form_of(s, plan("ab4", s, 7), history=1).plan().depth == 1
 
 
 def test_what_is_allowed() -> None:
     s = ALL["linear"]
-    made = form(s, plan("ab2", s, 5))
+    made = form_of(s, plan("ab2", s, 5))
     low, high = made.bounds
     assert made.allowed() and (low, high) == (float(s.lam(s.t_max)), float(s.lam(s.t_min)))
 
@@ -185,7 +185,7 @@ def test_what_is_allowed() -> None:
 
 
 def test_times_that_leave_the_schedule_are_put_on_its_ends() -> None:
-    made = form(ALL["cosine"], plan("ab2", ALL["cosine"], 5))
+    made = form_of(ALL["cosine"], plan("ab2", ALL["cosine"], 5))
     numbers, (low, high) = made.numbers(), made.bounds
     numbers[[0, 4]] = low - 0.5, high + 0.5
     kept = made.at(numbers)
@@ -197,18 +197,18 @@ def test_times_that_leave_the_schedule_are_put_on_its_ends() -> None:
 def test_whole_times_stay_whole(times: bool) -> None:
     for s in (ALL["linear"], ALL["cosine"], ALL["zero_snr"]):
         old = plan("ab3", s, 8, snap=True, space="x0")
-        assert np.array_equal(form(s, old, times=times, first=False).plan().t, old.t)
+        assert np.array_equal(form_of(s, old, times=times, first=False).plan().t, old.t)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_ends_that_round_past_the_schedule_stay_on_it(seed: int) -> None:
     value = np.random.default_rng(seed).uniform(10, 100)
     for s in (odediff.schedule.edm(sigma_max=value), odediff.schedule.flow(t_max=value / 101)):
-        assert form(s, plan("ddim", s, 4)).plan().t[0] <= s.t_max
+        assert form_of(s, plan("ddim", s, 4)).plan().t[0] <= s.t_max
 
 
 def test_a_method_whose_rows_weigh_too_much_is_no_start() -> None:
     s = ALL["cosine"]
     with pytest.warns(odediff.methods.PrecisionWarning):
-        made = form(s, plan("abm3", s, 6, space="eps"))
+        made = form_of(s, plan("abm3", s, 6, space="eps"))
     assert np.abs(made.weights).sum(1).max() > BOUND and not made.allowed()

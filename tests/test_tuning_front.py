@@ -117,7 +117,7 @@ def test_an_interrupted_run_goes_on_where_it_was(engine: str, tmp_path: Path, mo
         tune(model, 4, engine=engine, folder=tmp_path, **FEW)
     (journal,) = tmp_path.glob("*/fit-4-*.jsonl")
     journal.write_text(journal.read_text() + '{"stage": "leven')  # cut off within a line
-    monkeypatch.setattr(front, "probe", reading(front.probe, model))
+    monkeypatch.setattr(front, "make_probe", reading(front.make_probe, model))
     got, again = tune(model, 4, engine=engine, folder=tmp_path, **FEW)
     assert got == want and [r.numbers for r in again[4].records] == [r.numbers for r in report[4].records]
     assert len(made) == len(report[4].records)
@@ -137,7 +137,7 @@ def reading(probe: Any, model: odediff.Model) -> Any:
 
 def test_budgets_share_their_references(monkeypatch: pytest.MonkeyPatch) -> None:
     model, made = exact(schedule=COSINE), []
-    whole = front.probe
+    whole = front.make_probe
 
     def counted(*args: Any) -> Any:
         before = model.net.calls
@@ -145,7 +145,7 @@ def test_budgets_share_their_references(monkeypatch: pytest.MonkeyPatch) -> None
         assert model.net.calls - before == (REFERENCE_NFE + REFERENCE_NFE // 2) * len(made[-1].noise)
         return made[-1]
 
-    monkeypatch.setattr(front, "probe", counted)
+    monkeypatch.setattr(front, "make_probe", counted)
     plans, report = tune(model, (n for n in [3, 2, 3]), **FEW)
     assert [len(one.noise) for one in made] == [8, 8, 24]
     assert list(plans) == [3, 2] == list(report.budgets) and (plans[3].nfe, plans[2].nfe) == (3, 2)
@@ -225,8 +225,8 @@ def test_options_reach_the_fit() -> None:
 
 def test_conditional_models_are_fitted_to_all_classes_or_those_given(monkeypatch: pytest.MonkeyPatch) -> None:
     model, seen = exact(labelled=True, schedule=COSINE), []
-    whole = front.probe
-    monkeypatch.setattr(front, "probe", lambda *args: seen.append(args[3].tolist()) or whole(*args))
+    whole = front.make_probe
+    monkeypatch.setattr(front, "make_probe", lambda *args: seen.append(args[3].tolist()) or whole(*args))
     plan, _ = tune(model, 3, guidance=2, **FEW)
     assert seen[0] == [0, 1, 2, 0, 1, 2, 0, 1] and plan.args["fitted"]["guidance"] == 2.0
     tune(model, 3, label=1, **FEW)

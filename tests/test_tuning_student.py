@@ -16,7 +16,7 @@ from odediff import Sampler, plan
 from odediff.nn import UNet
 from odediff.schedule import Array, Schedule
 from odediff.tuning import student as students
-from odediff.tuning.form import Form, form
+from odediff.tuning.form import Form, form_of
 from odediff.tuning.student import Student
 
 FLOW, COSINE = SCHEDULES["flow"], SCHEDULES["cosine"]
@@ -41,7 +41,7 @@ def _narrow(made: Any) -> Any:
 def start(schedule: Schedule, nfe: int = 4, spread: float = 0.1, seed: int = 1, **free: Any) -> Form:
     """A form with every kind of number free, and none of them at a special value."""
     table = plan("ab2", schedule, nfe, "quadratic", space="flow", variable="tau")
-    made = form(schedule, table, **{"fed": True, **free})
+    made = form_of(schedule, table, **{"fed": True, **free})
     numbers = made.numbers() + spread * np.random.default_rng(seed).normal(size=len(made.numbers()))
     made = made.at(numbers)
     low, high = made.bounds

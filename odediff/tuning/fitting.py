@@ -14,7 +14,7 @@ from ..plans import Plan
 from ..schedule import Schedule
 from . import levenberg, ridge
 from .certificate import errors
-from .form import Form, form
+from .form import Form, form_of
 from .probe import Probe
 from .student import Student
 
@@ -103,7 +103,7 @@ def starts(
     forms = {}
     for name, plan in builtin.items():
         try:
-            made = form(schedule, plan, coefficients=settings.coefficients, **free)
+            made = form_of(schedule, plan, coefficients=settings.coefficients, **free)
         except ValueError:  # a step that stays where it is, as a Runge-Kutta stage may
             continue
         if made.allowed():

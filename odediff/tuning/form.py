@@ -154,7 +154,7 @@ class Form:
         )
 
 
-def form(schedule: Schedule, plan: Plan, **free: Any) -> Form:
+def form_of(schedule: Schedule, plan: Plan, **free: Any) -> Form:
     """A deterministic plan of any space as a `Form`: its rows on basis vectors, lowered again in flow space.
 
     free: fields of `Form`; history is all predictions unless named.

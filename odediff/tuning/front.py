@@ -29,7 +29,7 @@ from ..stored import check_folder, folder_of, write_plan
 from .certificate import certify, pairs
 from .fitting import SHORT, Fit, Journal, Record, Settings, starts
 from .levenberg import Features
-from .probe import REFERENCE_NFE, Probe, probe, reference_plan
+from .probe import REFERENCE_NFE, Probe, make_probe, reference_plan
 from .report import Budget, Report, provenance
 from .student import Student
 
@@ -128,7 +128,7 @@ def tune(
     with tqdm(total=total, desc="references", disable=not progress) as bar:
         probes = Probes(
             *(
-                probe(student, count, _STREAMS + 3 * seed + k, labels[k], work, bar)
+                make_probe(student, count, _STREAMS + 3 * seed + k, labels[k], work, bar)
                 for k, count in enumerate((n, validation, held_out))
             )
         )

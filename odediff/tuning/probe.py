@@ -60,7 +60,9 @@ class Probe:
         return ends + h * slopes
 
 
-def probe(student: Student, n: int, seed: int, label: Tensor | None, folder: Path | None, progress: object) -> Probe:
+def make_probe(
+    student: Student, n: int, seed: int, label: Tensor | None, folder: Path | None, progress: object
+) -> Probe:
     """n noises of a seed and their references; read from `folder` if they are there. label: (n,) or None.
 
     ValueError: the network gives what is not finite on the way.
