@@ -1,3 +1,4 @@
 INSTRUCTIONS: str
+LAYOUT: int
 
 def row(x: int, out: int, ring: int, z: int, table: int, size: int, depth: int, i: int, width: int, /) -> None: ...

@@ -21,11 +21,19 @@ from torch import Tensor
 from .schedule import Array
 from .spaces import space_pair
 
+LAYOUT = 1  # of the table that kernels/row.c reads, and of its arguments: what was built for another is refused
+
 try:
-    from ._row import INSTRUCTIONS
-    from ._row import row as _row
+    from . import _row as _kernel
 except ModuleNotFoundError:  # no compiler was there
-    INSTRUCTIONS, _row = None, None  # type: ignore[assignment]
+    INSTRUCTIONS, _row = None, None
+else:
+    if getattr(_kernel, "LAYOUT", 0) != LAYOUT:
+        raise ImportError(
+            f"{_kernel.__file__} was built from another version of odediff/kernels/row.c: install odediff anew "
+            "(in a checkout `make test`, or pip install -e .), or delete the file"
+        )
+    INSTRUCTIONS, _row = _kernel.INSTRUCTIONS, _kernel.row
 
 Advance = Callable[[int, Tensor, Tensor | None], None]
 Pairs = list[tuple[float, float]]

@@ -1,5 +1,8 @@
 """The C kernel of a row against eager torch: the same bits, whatever the table, the size and the network's output."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -245,3 +248,12 @@ def test_wrong_arguments_of_the_kernel_are_errors():
         step._row(0, 0, 0, 0, 0, -1, 1, 0, 4)
     with pytest.raises(TypeError):
         step._row(0, 0, 0, 0, 0, 1.5, 1, 0, 4)
+
+
+@pytest.mark.parametrize("layout", ["", "LAYOUT = 0", "LAYOUT = 99"])
+def test_a_kernel_built_for_another_table_is_refused(layout):
+    """Of a checkout that was updated and not built anew: it would read another table, and beyond its end."""
+    stale = f"import sys, types; m = types.ModuleType('odediff._row'); m.__file__ = 'old.so'; exec({layout!r}, vars(m))"
+    code = f"{stale}; m.INSTRUCTIONS, m.row = '', None; sys.modules[m.__name__] = m; import odediff.step"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1 and "ImportError: old.so was built from another version" in done.stderr

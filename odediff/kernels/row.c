@@ -12,6 +12,7 @@
 #include <Python.h>
 
 enum { KEPT, P, Q, A, W, C, B };
+enum { LAYOUT = 1 }; /* of the table and of row's arguments: as step.LAYOUT, raised with every change of either */
 enum { BLOCK = 1024, HOLD = 1 << 14 }; /* below HOLD numbers giving the interpreter up costs more than it frees */
 
 #ifdef _MSC_VER
@@ -114,6 +115,7 @@ static PyMethodDef methods[] = {
 static int fill(PyObject *module)
 {
     dispatch();
+    if (PyModule_AddIntConstant(module, "LAYOUT", LAYOUT) < 0) return -1;
     return PyModule_AddStringConstant(module, "INSTRUCTIONS", instructions);
 }
 
