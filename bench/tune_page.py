@@ -131,8 +131,9 @@ def bars(known: dict[str, dict[str, Any]]) -> list[str]:
 def plot(known: dict[str, dict[str, Any]]) -> None:
     """Median errors over evaluations, a panel for each problem."""
     PLOTS.mkdir(exist_ok=True)
-    canvas, axes = plt.subplots(1, len(known), figsize=(3.4 * len(known), 3.4), squeeze=False)
-    for axis, (name, data) in zip(axes[0], known.items(), strict=True):
+    shown = {name: data for name, data in known.items() if data["rows"] and averaged(data)}
+    canvas, axes = plt.subplots(1, len(shown), figsize=(3.4 * len(shown), 3.4), squeeze=False)
+    for axis, (name, data) in zip(axes[0], shown.items(), strict=True):
         rows = averaged(data)
         for kind, label, style in (
             ("peer", "best peer", "s--"),
@@ -144,7 +145,8 @@ def plot(known: dict[str, dict[str, Any]]) -> None:
                 row = best(rows[nfe], kind, "median") if kind else tuned(data, rows[nfe], nfe)
                 if row is not None:
                     points.append((nfe, row["median"]))
-            axis.loglog(*zip(*points, strict=True), style, label=label, markersize=4)
+            if points:
+                axis.loglog(*zip(*points, strict=True), style, label=label, markersize=4)
         axis.set_title(name)
         axis.set_xticks(NFE, [str(n) for n in NFE])
         axis.minorticks_off()
@@ -195,7 +197,8 @@ def report() -> None:
     known = load()
     lines = ["Errors in x0 on noise that no plan has seen: RMSE, median.", ""]
     for name, data in known.items():
-        lines += [f"**{name}**", "", *table(data), ""]
+        made = table(data)
+        lines += [f"**{name}**", "", *(made if len(made) > 2 else ["Fitted, and not judged on both sets."]), ""]
     lines += ["![median errors over evaluations](tuning/errors.png)", "", "Bars of the issue that asked for this:", ""]
     lines += [*bars(known), "", "All plans that were fitted:", ""]
     for name, data in known.items():

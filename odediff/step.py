@@ -156,7 +156,7 @@ class Rows:
         """`advance(i, out, z)`, row i on x in place, and the ring, whose slot i mod K holds d[i].
 
         out: the network's output, of x's shape, only read.  z: the row's noise, None where c = 0.  Above 2^17 numbers
-        several threads of aten are quicker than the kernel, which has one.
+        aten runs the row if it has several threads: the kernel has one.
         """
         row, size, depth, dtype = _row, x.numel(), self.depth, x.dtype
         if row is None or not (x.is_cpu and x.is_contiguous()) or (size > 2 * BLOCK and torch.get_num_threads() > 1):
