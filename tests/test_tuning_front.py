@@ -282,7 +282,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("options", "said"), REFUSED, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("options", "said"), REFUSED, ids=lambda value: ", ".join(value) if isinstance(value, dict) else ""
+)
 def test_what_is_refused_costs_no_evaluation(options: dict[str, Any], said: str) -> None:
     model = exact(schedule=COSINE)
     with pytest.raises(ValueError, match=said):
