@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .options import Commands, add_command, add_plan_options, given, open_model, plan_options, print_facts
+from .options import Commands, add_command, add_limits, add_plan_options, given, open_model, plan_options, print_facts
 
 _DESCRIPTION = """\
 Write a model's network, or with --solver or --nfe the whole sampler, as one
@@ -43,12 +43,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--opset", type=int, metavar="N", help="of the operators (default: the target's)")
     add_plan_options(parser)
-    parser.add_argument(
-        "--clip", action=argparse.BooleanOptionalAction, help="keep predicted images in range (default: the model's)"
-    )
-    parser.add_argument(
-        "--threshold", type=float, metavar="P", help="dynamic thresholding at this quantile, not --clip"
-    )
+    add_limits(parser)
     parser.add_argument("--guidance", type=float, metavar="W", help="of a class-conditional model, in the graph")
     parser.add_argument(
         "--external-data", action="store_true", help="weights in FILE.data (default: only from 2 GB on)"

@@ -73,6 +73,18 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_limits(parser: argparse.ArgumentParser) -> None:
+    """Options that keep predicted images in range."""
+    parser.add_argument(
+        "--clip",
+        action=argparse.BooleanOptionalAction,
+        help="keep predicted images in range (default: the model's setting)",
+    )
+    parser.add_argument(
+        "--threshold", type=float, metavar="P", help="dynamic thresholding at this quantile, such as 0.995, not --clip"
+    )
+
+
 def plan_options(args: argparse.Namespace, solver: str | None) -> dict[str, Any]:
     """What the user asked of `odediff.plan`; --option is read as the solver declares it, or left if there is no such.
 

@@ -17,6 +17,7 @@ from ..stored import SOLVER
 from .options import (
     Commands,
     add_command,
+    add_limits,
     add_plan_options,
     given,
     number_list,
@@ -79,14 +80,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--out", default="samples.png", metavar="FILE", help="the picture (default: samples.png)")
     add_plan_options(parser)
-    parser.add_argument(
-        "--clip",
-        action=argparse.BooleanOptionalAction,
-        help="keep predicted images in range (default: the model's setting)",
-    )
-    parser.add_argument(
-        "--threshold", type=float, metavar="P", help="dynamic thresholding at this quantile, such as 0.995, not --clip"
-    )
+    add_limits(parser)
     parser.add_argument(
         "--label",
         type=number_list,

@@ -11,7 +11,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import Commands, add_command, given, number_list, open_network, print_facts
+from .options import Commands, add_command, add_limits, given, number_list, open_network, print_facts
 
 if TYPE_CHECKING:
     from ..plans import Plan
@@ -53,12 +53,7 @@ def add(commands: Commands) -> None:
         "--label", type=number_list, metavar="K", help="class-conditional models: in turn (default: every class)"
     )
     parser.add_argument("--guidance", type=float, metavar="W", help="the plan is for this guidance only")
-    parser.add_argument(
-        "--clip", action=argparse.BooleanOptionalAction, help="keep predicted images in range (default: the model's)"
-    )
-    parser.add_argument(
-        "--threshold", type=float, metavar="P", help="dynamic thresholding at this quantile, not --clip"
-    )
+    add_limits(parser)
     parser.add_argument(
         "--engine", metavar="NAME", help="levenberg or ridge (default: levenberg, but ridge for an int8 file)"
     )

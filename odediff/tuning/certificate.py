@@ -48,7 +48,7 @@ class Entry:
 class Certificate:
     """The tuned plan, the pairs by their median error, and the tuned plan's error over the best pair's with intervals.
 
-    rmse, median: of the ratio to the pair that is best by that measure.  default: the name of the default's pair.
+    rmse, median: of the ratio to the pair that is best by that measure.  best: the name of the one best by median.
     """
 
     tuned: Entry

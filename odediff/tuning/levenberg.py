@@ -3,9 +3,9 @@
     minimise  mean_n rho(|r_n|^2),  r_n = f(x_n) - f(x0_n),  by steps  (H + mu diag H) s = -J' W r,  H = J' W J
 
 rho(e) = 2 s2 (sqrt(1 + e / s2) - 1), s2 the median of |r_n|^2: quadratic for most samples, linear for the few that end
-in another mode than their reference. A Jacobian costs as much as some hundred runs of the plan, so every step tries
-mu over six decades and takes the best: the loss has narrow bends, in which a mu carried over from the step before
-stays large (More 1978 gives the method; the search is ours).
+in another mode than their reference. A Jacobian costs as much as many runs of the plan (docs/tuning.md counts them), so
+every step tries mu over six decades and takes the best: the loss has narrow bends, in which a mu carried over from the
+step before stays large (More 1978 gives the method; the search is ours).
 """
 
 from __future__ import annotations

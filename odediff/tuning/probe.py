@@ -19,7 +19,6 @@ from ..methods import plan as compile_plan
 from ..noise import normal
 from ..philox import streams
 from ..plans import Plan
-from ..running import evaluating
 from ..schedule import Array
 from .student import Student
 
@@ -104,12 +103,14 @@ def _trajectory(
     student: Student, plan: Plan, noise: Tensor, label: Tensor | None, progress: object
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The end, and y and d along the way."""
-    scale = plan.alpha + plan.sigma
-    x, ys, ds = plan.prior_scale * noise, [], []
-    with evaluating(student.model):
-        for i, row in enumerate(student.prediction.of_plan(plan)):
-            ys.append((x / float(scale[i])).float())
-            ds.append(student.mixed(x, student.output(x, float(plan.t[i]), label), row))
-            x = float(plan.a[i]) * x + sum(float(plan.b[i, j]) * ds[i - j] for j in range(min(i + 1, plan.depth)))
-            getattr(progress, "update", lambda: None)()
-    return x, torch.stack(ys), torch.stack(ds).float()
+    scale: list[float] = (plan.alpha + plan.sigma).tolist()
+    ys: list[Tensor] = []
+    ds: list[Tensor] = []
+
+    def seen(x: Tensor, d: Tensor) -> None:
+        ys.append((x / scale[len(ys)]).float())
+        ds.append(d.float())
+        getattr(progress, "update", lambda: None)()
+
+    x = student.run(plan, noise, label, seen)
+    return x, torch.stack(ys), torch.stack(ds)

@@ -10,6 +10,7 @@ The network's part of P'(x) v is (P(x + h v) - P(x)) / h, which any model allows
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from ..spaces import space_pair
 from ..step import state_dtype, thresholded
 from .form import Form
 
+Seen = Callable[[Tensor, Tensor], None]
 DERIVATIVES = ("differences", "exact")
 _COEFFICIENT = 1e-5  # of a free number, to differentiate the table in float64
 _TIME = 1e-2  # of lam, to differentiate P in time and in the noise level
@@ -96,12 +98,20 @@ class Student:
         m, p, q = row.back
         return m * x0 + p * x + q * out
 
-    def run(self, plan: Plan, noise: Tensor, label: Tensor | None = None) -> Tensor:
-        """The end of a plan from unit noise."""
+    def run(
+        self,
+        plan: Plan,
+        noise: Tensor,
+        label: Tensor | None = None,
+        seen: Callable[[Tensor, Tensor], Any] | None = None,
+    ) -> Tensor:
+        """The end of a plan from unit noise.  seen: called as seen(x[i], d[i]), row by row."""
         with evaluating(self.model):
             x, past = plan.prior_scale * noise, []
             for i, row in enumerate(self.prediction.of_plan(plan)):
                 past.append(self.mixed(x, self.output(x, float(plan.t[i]), label), row))
+                if seen is not None:
+                    seen(x, past[-1])
                 x = float(plan.a[i]) * x + _sum(plan.b[i], past)
         return x
 
