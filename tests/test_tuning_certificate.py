@@ -13,7 +13,16 @@ import odediff
 from odediff import METHODS, Plan, plan
 from odediff.grids import GRIDS
 from odediff.tuning import certificate
-from odediff.tuning.certificate import bootstrap, certify, errors, frechet, pairs, sliced_wasserstein
+from odediff.tuning.certificate import (
+    Certificate,
+    Entry,
+    bootstrap,
+    certify,
+    errors,
+    frechet,
+    pairs,
+    sliced_wasserstein,
+)
 from odediff.tuning.probe import Probe, make_probe
 from odediff.tuning.student import Student
 
@@ -143,3 +152,18 @@ def test_pairs_of_a_schedule_without_signal_run_too() -> None:
     model = exact(schedule=SCHEDULES["flow"])
     plan_, report = odediff.tune(model, 4, n=8, validation=8, held_out=16, iterations=3)
     assert plan_.method == "tuned" and report[4].certificate.median[0] < 0.8
+
+
+@pytest.mark.parametrize(
+    ("rmse", "median", "holds"),
+    [
+        ((0.9, 0.8, 1.1), (0.9, 0.8, 1.05), False),  # better, but by neither beyond the interval
+        ((0.9, 0.8, 1.1), (0.9, 0.8, 0.95), True),
+        ((0.5, 0.4, 0.9), (1.2, 0.99, 1.5), True),
+        ((0.5, 0.4, 0.9), (1.2, 1.01, 1.5), False),  # worse beyond the interval by the other
+        ((1.3, 1.1, 1.5), (0.5, 0.4, 0.6), False),
+    ],
+)
+def test_it_holds_by_one_measure_if_the_other_is_not_lost(rmse, median, holds):
+    tuned = Entry("tuned", 16, (0.1, 0.1, 0.1), (0.1, 0.1, 0.1))
+    assert Certificate(tuned, (), rmse, median, "default").holds == holds

@@ -288,3 +288,19 @@ def test_an_onnx_file_is_fitted(tmp_path: Path) -> None:
         made, _ = next(ridge.search(student, start(LINEAR, first=False), train))
         ends.append(made.plan())
     np.testing.assert_allclose(ends[0].b, ends[1].b, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_step_solves_for_the_numbers_that_are_within_their_room(seed):
+    """(H + mu diag H) s + g = 0 for those; the others are at an end of it, of which at least the first time is one."""
+    made = start(LINEAR)
+    rng = np.random.default_rng(seed)
+    half = rng.standard_normal((40, len(made.numbers()))) * np.geomspace(1e-3, 3, len(made.numbers()))
+    hessian, gradient = half.T @ half, half.T @ rng.standard_normal(40)
+    step = levenberg._solved(hessian, gradient, 0.1, made)
+    down, up = made.room()
+    assert (step >= down).all() and (step <= up).all()
+    free = (step > down) & (step < up)
+    assert free.any() and not free[0]
+    left = (hessian + 0.1 * np.diag(np.diag(hessian))) @ step + gradient
+    np.testing.assert_allclose(left[free], 0.0, atol=1e-6 * np.abs(gradient).max())
