@@ -26,6 +26,7 @@ NETWORKS = ORDER[:3]
 NETWORK_BARS = {4: 1.0, 5: 1 / 2, 6: 1 / 2, 8: 1 / 3, 10: 1 / 3, 12: 1 / 3}
 MIXTURE_BARS = dict.fromkeys((5, 6, 8, 10, 12), 1 / 3)
 LINES = (("peer", "best peer", "s--"), ("built-in", "best built-in", "o-"), ("", "tuned", "D-"))
+BUILT_IN = "the default, ddim, and the pair that a certificate found best by its median"
 PICTURED, SHOWN = (5, 8), 6
 Errors = dict[str, float]
 
@@ -207,7 +208,7 @@ def report() -> None:
     said = "; ".join(f"{device}, torch {version}, commit {commit}" for device, version, commit in machines)
     lines.append(
         f"`bench/tune.py`: {len(TEST_SEEDS)} sets of {TESTS} noises, means of the two; peers: the settings that lead "
-        f"at the budget in docs/solvers.md, run again. Plans fitted on {said}; CPU time of a fit, "
+        f"at the budget in docs/solvers.md, run again; built-in: {BUILT_IN}. Plans fitted on {said}; CPU time of a fit, "
         "its starts and certificate included, and of its references where no fit before it shares them."
     )
     plot(known)
@@ -217,7 +218,13 @@ def report() -> None:
     if "mnist" in known:
         write_block(
             "tuned",
-            "\n".join(["Errors in x0 on fresh noise, the bundled model: RMSE, median.", "", *table(known["mnist"])]),
+            "\n".join(
+                [
+                    f"Errors in x0 on fresh noise, the bundled model: RMSE, median. Built-in: {BUILT_IN}.",
+                    "",
+                    *table(known["mnist"]),
+                ]
+            ),
         )
     print("\n".join(bars(known)))
 
