@@ -216,16 +216,8 @@ def report() -> None:
         picture(known["mnist"])
     write_block("tune", "\n".join(lines), PAGE)
     if "mnist" in known:
-        write_block(
-            "tuned",
-            "\n".join(
-                [
-                    f"Errors in x0 on fresh noise, the bundled model: RMSE, median. Built-in: {BUILT_IN}.",
-                    "",
-                    *table(known["mnist"]),
-                ]
-            ),
-        )
+        said = f"Errors in x0 on fresh noise, the bundled model: RMSE, median. Built-in: {BUILT_IN}."
+        write_block("tuned", "\n".join([said, "", *table(known["mnist"])]))
     print("\n".join(bars(known)))
 
 
