@@ -208,8 +208,8 @@ def report() -> None:
     said = "; ".join(f"{device}, torch {version}, commit {commit}" for device, version, commit in machines)
     lines.append(
         f"`bench/tune.py`: {len(TEST_SEEDS)} sets of {TESTS} noises, means of the two; peers: the settings that lead "
-        f"at the budget in docs/solvers.md, run again; built-in: {BUILT_IN}. Plans fitted on {said}; CPU time of a fit, "
-        "its starts and certificate included, and of its references where no fit before it shares them."
+        f"at the budget in docs/solvers.md, run again; built-in: {BUILT_IN}. Plans fitted on {said}; CPU time of a "
+        "fit, its starts and certificate included, and of its references where no fit before it shares them."
     )
     plot(known)
     if "mnist" in known:
