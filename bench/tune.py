@@ -7,8 +7,8 @@
 
 Problems: mnist, fashion (bench/networks), mnist_conditional (guidance 2), digits, modes (`problems.py`). Ways:
 
-    both            times and weights of all history, Levenberg-Marquardt: `tune` as it comes
-    fed             the times that the network is fed, too
+    both            times, those that the network is fed too, and weights, Levenberg-Marquardt: `tune` as it comes
+    unfed           the network is fed the times of its states
     times           times only, the weights of the built-in pair that it starts from
     coefficients    weights only, on the times of that pair
     ridge           both, without derivatives: rows in closed form, dynamic programming and coordinate search
@@ -57,7 +57,7 @@ GUIDED = 2.0
 LEADERS = 2  # settings of a family, by either measure
 WAYS: dict[str, dict[str, Any]] = {
     "both": {},
-    "fed": {"fed": True},
+    "unfed": {"fed": False},
     "times": {"coefficients": False},
     "coefficients": {"times": False},
     "ridge": {"engine": "ridge"},
@@ -105,7 +105,7 @@ def fit(name: str, args: argparse.Namespace) -> None:
                     if (nfe, way, n, seed) in known:
                         continue
                     began = time.perf_counter(), time.process_time()
-                    plan, about = _fitted(model, way, nfe, n, seed, options, backend, args.work, args.iterations)
+                    plan, about = _fitted(model, way, nfe, n, seed, options, backend, args)
                     wall, cpu = time.perf_counter() - began[0], time.process_time() - began[1]
                     made = {"nfe": nfe, "way": way, "n": n, "seed": seed, "wall": round(wall, 1), "cpu": round(cpu, 1)}
                     made |= {**about, "threads": torch.get_num_threads(), "backend": backend}
@@ -123,8 +123,7 @@ def _fitted(
     seed: int,
     options: dict[str, Any],
     backend: str,
-    work: Path | None,
-    iterations: int,
+    args: argparse.Namespace,
 ) -> tuple[odediff.Plan, dict[str, Any]]:
     """A plan and what its fit says; the fitted plan itself, whether or not it was certified."""
     if way == "ddim dp":
@@ -134,13 +133,14 @@ def _fitted(
         return dynamic(start, noise).plan(), {}
     if way == "ddim times":
         return _ddim_times(model, nfe, n, seed, options, backend), {}
-    more: dict[str, Any] = {"n": n, "seed": seed, "folder": work, "backend": backend, "iterations": iterations}
+    effort = {"iterations": args.iterations, "starts": args.starts}
+    more: dict[str, Any] = {"n": n, "seed": seed, "folder": args.work, "backend": backend, **effort}
     more |= {**options, **WAYS[way]}
     _, report = odediff.tune(model, nfe, **more)
     budget = report[nfe]
     c = budget.certificate
     about = {"start": budget.start, "certified": c.holds, "over_rmse": c.rmse, "over_median": c.median}
-    about |= {"evaluations": budget.evaluations, "steps": len(budget.records), "iterations": iterations}
+    about |= {"evaluations": budget.evaluations, "steps": len(budget.records), **effort}
     return budget.plan, about
 
 
@@ -264,6 +264,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--backend", default="onnx")
     parser.add_argument("--iterations", type=int, default=12)
+    parser.add_argument("--starts", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, help="keeps references and steps, so that a run that stopped goes on")
     args = parser.parse_args()

@@ -35,7 +35,7 @@ examples:
 
 _OPTIONS = (
     *("n", "validation", "held_out", "seed", "label", "guidance", "clip", "threshold", "engine", "derivatives"),
-    *("history", "iterations", "patience", "times", "coefficients", "first", "fed", "backend", "batch"),
+    *("history", "starts", "iterations", "patience", "times", "coefficients", "first", "fed", "backend", "batch"),
 )
 
 
@@ -46,7 +46,7 @@ def add(commands: Commands) -> None:
         "--nfe", type=number_list, default=[8], metavar="N", help="evaluations: 8 (default), 4,6,8,10 or 4-12"
     )
     parser.add_argument("--n", type=int, metavar="N", help="noises to fit to (default: 32)")
-    parser.add_argument("--validation", type=int, metavar="N", help="noises to stop by (default: 32)")
+    parser.add_argument("--validation", type=int, metavar="N", help="noises to stop by (default: 64)")
     parser.add_argument("--held-out", type=int, metavar="N", help="noises to judge on (default: 64)")
     parser.add_argument("--seed", type=int, metavar="N", help="of all of them (default: 0)")
     parser.add_argument(
@@ -66,12 +66,16 @@ def add(commands: Commands) -> None:
         metavar="N",
         help="predictions a row may read, of which validation noise chooses (default: all, 3)",
     )
+    parser.add_argument("--starts", type=int, metavar="N", help="plans to begin from, 1 to 7 (default: 3)")
     parser.add_argument("--iterations", type=int, metavar="N", help="steps of the last stage (default: 12)")
     parser.add_argument("--patience", type=int, metavar="N", help="steps without gain that end a stage (default: 4)")
     for name, what in (("times", "the times"), ("coefficients", "the coefficients"), ("first", "the first time")):
         parser.add_argument(f"--no-{name}", dest=name, action="store_false", default=None, help=f"keep {what}")
     parser.add_argument(
-        "--fed", action="store_true", default=None, help="fit the times that the network is fed by themselves"
+        "--fed",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="whether the times that the network is fed are fitted by themselves (default: with all the others)",
     )
     parser.add_argument("--backend", metavar="NAME", help="what evaluates the network (default: torch)")
     parser.add_argument("--batch", type=int, metavar="N", help="samples in a call of the network (default: 64)")

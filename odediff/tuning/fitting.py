@@ -10,18 +10,21 @@ from typing import Any
 
 import numpy as np
 
+from ..methods import plan as compile_plan
 from ..plans import Plan
 from ..schedule import Schedule
 from . import levenberg, ridge
 from .certificate import errors
-from .form import Form, form_of
+from .form import CLOSEST, Form, form_of
 from .probe import Probe
 from .student import Student
 
 SHORT = 3  # predictions that rows read who do not read all
-_FEWEST = 8  # samples of a stage
-_PLAIN = "ddim quadratic"
+_FEWEST = 8  # samples of the first stage
+_MORE = 4  # times as many in the next
 _START = 4  # samples on which every pair is tried as a start
+_LATE = (("deis_3", -3.2), ("ddim", -3.2), ("deis_3", -2.4), ("ddim", -2.4), ("ab2", -3.2), ("ab2", -2.4))
+MOST = 1 + len(_LATE)  # starts
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Settings:
     times: bool
     fed: bool
     coefficients: bool
+    starts: int
     iterations: int
     patience: int
 
@@ -98,7 +102,8 @@ def starts(
     student: Student, schedule: Schedule, builtin: dict[str, Plan], probe: Probe, settings: Settings
 ) -> dict[str, Form]:
     """Where fits begin: the built-in pair with the least error on validation noise of those that a form can hold, and
-    ddim, whose valley is often another."""
+    the first of `_LATE`: rows of a method at times even in lam, from the named one to the last of that pair. There the
+    first evaluation, of noise alone, is left out: it is worth little, and the valley is another."""
     free = {"first": settings.first, "times": settings.times, "fed": settings.fed}
     forms = {}
     for name, plan in builtin.items():
@@ -116,8 +121,16 @@ def starts(
     few = probe.part(slice(0, _START))
     ranked = sorted(forms, key=lambda name: error(name, few))
     best = min(ranked[:_START], key=lambda name: error(name, probe))
-    chosen = dict.fromkeys([best, *(name for name in (_PLAIN,) if name in forms)])
-    return {name: forms[name] for name in chosen}
+    begin = {best: forms[best]}
+    movable = settings.engine == "levenberg" and settings.first and settings.times and not student.model.integer_times
+    for name, begins in _LATE[: settings.starts - 1 if movable else 0]:
+        lam = np.linspace(begins, forms[best].lam[-1], len(forms[best].lam))
+        if begins > forms[best].bounds[0] and np.diff(lam).min() >= CLOSEST:
+            plan = compile_plan(name, schedule, len(lam), np.asarray(schedule.t_of_lam(lam)))
+            begin[f"{name} from {begins}"] = form_of(
+                schedule, plan, coefficients=settings.coefficients, **free
+            ).within()
+    return begin
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,21 +146,27 @@ class Fit:
     tick: Callable[[str], None]
 
     def __call__(self, begin: dict[str, Form]) -> Fitted:
-        """A first stage from every start, with the first history, and from the best start with the others too; from the
-        best of these on, each stage from where the one before ended. The best of all on validation noise."""
+        """A first stage from every start, with the first history, and from the best of them with the others too; from
+        the best of these on, each stage from where the one before ended. The best of all on validation noise."""
         first, *others = self.settings.histories
         stages = _stages(self.settings, len(self.train.noise), self.student.model.integer_times)
         (engine, samples, steps), *later = stages
-        found = {}
-        tries = [(name, first) for name in begin] + [(next(iter(begin)), history) for history in others]
-        for name, history in tries:
-            found[name, history] = self._stage(engine, samples, steps, history, begin[name], f", from {name}")
-        name, history = min(found, key=lambda one: found[one][2])
-        at, best, least = found[name, history]
+        found: dict[tuple[str, int], tuple[Form, Form, float]] = {}
+
+        def least() -> tuple[str, int]:
+            return min(found, key=lambda one: found[one][2])
+
+        for name in begin:
+            found[name, first] = self._stage(engine, samples, steps, first, begin[name], f", from {name}")
+        leads, _ = least()
+        for history in others:
+            found[leads, history] = self._stage(engine, samples, steps, history, begin[leads], f", from {leads}")
+        name, history = least()
+        at, best, error = found[name, history]
         for engine, samples, steps in later:
-            at, there, error = self._stage(engine, samples, steps, history, at, "")
-            if error < least:
-                best, least = there, error
+            at, there, now = self._stage(engine, samples, steps, history, at, "")
+            if now < error:
+                best, error = there, now
         return Fitted(replace(best, times=self.settings.times), name, tuple(self.journal.records))
 
     def _stage(
@@ -186,9 +205,11 @@ def _stages(settings: Settings, n: int, whole_times: bool) -> list[tuple[str, in
     most = settings.iterations
     if settings.engine == "ridge":
         return [("ridge", n, most)]
-    few, half = (max(min(n, _FEWEST), n // share) for share in (4, 2))
-    made = {few: max(1, most // 3), half: max(1, most // 2), n: most}
-    stages = [("levenberg", samples, steps) for samples, steps in made.items()]
+    samples, stages = min(n, _FEWEST), []
+    while samples < n:
+        stages.append(("levenberg", samples, max(1, 2 * most // 3)))
+        samples *= _MORE
+    stages.append(("levenberg", n, most))
     return [("ridge", n, most), ("levenberg", n, most)] if whole_times else stages
 
 

@@ -27,7 +27,7 @@ from ..prediction import Clip, Label, Prediction, checked_label
 from ..running import evaluating
 from ..stored import check_folder, folder_of, write_plan
 from .certificate import certify, pairs
-from .fitting import SHORT, Fit, Journal, Record, Settings, starts
+from .fitting import MOST, SHORT, Fit, Journal, Record, Settings, starts
 from .levenberg import Features
 from .probe import REFERENCE_NFE, Probe, make_probe, reference_plan
 from .report import Budget, Report, provenance
@@ -50,7 +50,7 @@ def tune(
     nfe: int | Iterable[int] = 8,
     *,
     n: int = 32,
-    validation: int = 32,
+    validation: int = 64,
     held_out: int = 64,
     seed: int = 0,
     label: Label = None,
@@ -62,8 +62,9 @@ def tune(
     history: int | Sequence[int] | None = None,
     first: bool = True,
     times: bool = True,
-    fed: bool = False,
+    fed: bool | None = None,
     coefficients: bool = True,
+    starts: int = 3,
     iterations: int = 12,
     patience: int = 4,
     loss: Features | None = None,
@@ -79,7 +80,8 @@ def tune(
         minimise  mean_n rho(|f(x_n) - f(x0_n)|^2)  over lam[0..], w[i,1..]      formulas: docs/tuning.md
 
     where x_n is the plan's end from noise n and x0_n that of the converged flow. The fit starts from the best built-in
-    pairs of method and grid, and is returned if it beats the best of all pairs on held-out noise; else that pair is.
+    pair of method and grid and from rows that begin late, and is returned if it beats the best of all pairs on held-out
+    noise; else that pair is.
 
     model: whatever `sample` takes.  nfe: a budget, or several, which share the references; (plan, report), or
     ({nfe: plan}, report).  n, validation, held_out: noises to fit to, to stop by and to judge on.  seed: of them.
@@ -90,7 +92,9 @@ def tune(
     derivatives: of the network, "differences" of its outputs, which any model allows, or "exact", torch's forward mode.
     history: predictions that a row may read, or several, of which validation noise chooses; None: all, or 3.
     first: whether the first time is free too.  times, coefficients: whether those are.  fed: whether the time that the
-        network is fed may differ from its state's.
+        network is fed may differ from its state's; None: as levenberg fits times and coefficients, if the network takes
+        fractional times.
+    starts: how many plans the fit begins from, 1, the best built-in pair, .. 7.
     iterations, patience: steps of the last stage, fewer of those before it, and how many without gain on validation
         noise end one.
     loss: f, from samples (n, *shape) to features (n, ..); None: the samples themselves.  features: for a Frechet
@@ -104,13 +108,17 @@ def tune(
     if not hasattr(model, "integer_times"):
         raise ValueError(f"model must be an odediff.Model, got {model!r:.60}; odediff.load(name or folder) reads one")
     budgets = _budgets(nfe)
-    counts = {"n": n, "validation": validation, "held_out": held_out, "iterations": iterations}
+    counts = {"n": n, "validation": validation, "held_out": held_out, "starts": starts, "iterations": iterations}
     _check_numbers({**counts, "patience": patience, "batch": batch}, seed)
+    if starts > MOST:
+        raise ValueError(f"starts = {starts}: the best built-in pair and {MOST - 1} late starts are {MOST}")
     quantised = getattr(getattr(model, "about", None), "precision", "") == "int8"
     engine = _engine(engine, "ridge" if quantised else "levenberg", loss)
+    if fed is None:
+        fed = engine == "levenberg" and times and coefficients and not model.integer_times
+    free = (first, times, fed, coefficients)
     settings = {
-        budget: Settings(engine, _histories(history, budget), first, times, fed, coefficients, iterations, patience)
-        for budget in budgets
+        budget: Settings(engine, _histories(history, budget), *free, starts, iterations, patience) for budget in budgets
     }
     _check_free(model, list(settings.values()))
     options: dict[str, Any] = {"guidance": guidance, "clip": clip, "threshold": threshold}
