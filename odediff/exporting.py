@@ -38,6 +38,7 @@ except ModuleNotFoundError as error:
         f"odediff.export needs {error.name}: pip install 'odediff[onnx]'", name=error.name
     ) from None
 
+from .onnx.convolutions import cheaper
 from .onnx.describing import described
 from .onnx.graph import LARGEST, body_of, opset_in
 from .onnx.inlined import Network, network_graph
@@ -136,6 +137,7 @@ def export(
     prediction = _prediction(model, plan, predict)
     net, memory = _network(model, opset, batch, precision, prediction)
     if target == "onnxruntime" and not isinstance(model, OnnxModel):
+        cheaper(net.proto.graph)
         simplify(net.proto)
     bare(net.proto)
     if precision == "int8" and isinstance(model, Model):

@@ -63,6 +63,22 @@ def test_onnx_runs_in_onnxruntime_and_leaves_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_onnx_runs_a_large_batch_in_parts_no_smaller_than_the_weights(monkeypatch):
+    monkeypatch.setattr("odediff.onnx.session.CACHE", 1)
+    model = tiny(4)
+    file = backends.runner("onnx", model)
+    weights = sum(p.nbytes for p in model.net.parameters())
+    assert file.options.memory >= max(weights, file.about.memory)
+    most = file.options.memory // file.about.memory
+    x = torch.randn(2 * most + 1, *model.shape, generator=torch.Generator().manual_seed(0))
+    label = torch.arange(len(x)) % 4
+    seen, run = [], file.engine.run
+    monkeypatch.setattr(file.engine, "run", lambda feeds, out: seen.append(len(feeds["sample"])) or run(feeds, out))
+    with torch.no_grad():
+        torch.testing.assert_close(file(x, 300.0, label), model(x, 300.0, label), atol=1e-5, rtol=0)
+    assert len(seen) == 3 and sum(seen) == len(x) and max(seen) <= most
+
+
 class Counting:
     """What torch.compile may call to compile a graph, which here compiles nothing and counts."""
 

@@ -119,6 +119,26 @@ def test_a_fixed_batch_serves_any_number_and_a_memory_budget_splits(tmp_path, tr
         load(tmp_path / "any.onnx", memory=10).run(1)
 
 
+@pytest.mark.parametrize("label", [None, 2, [0, 1, 2, 3, 0, 1, 2]])
+def test_a_network_file_splits_a_batch_to_a_memory_budget(traced, monkeypatch, label):
+    whole = traced[4]
+    x = np.random.default_rng(0).standard_normal((7, *whole.shape), dtype=np.float32)
+    want = whole(x, 300.0, label)
+    each = whole.about.memory
+    file = load(whole.path, memory=5 * each)
+    seen, run = [], file.engine.run
+    monkeypatch.setattr(
+        file.engine,
+        "run",
+        lambda feeds, output: seen.append([len(one) for one in feeds.values()]) or run(feeds, output),
+    )
+    np.testing.assert_allclose(file(x, 300.0, label), want, atol=2e-6)
+    np.testing.assert_allclose(file(torch.from_numpy(x), 300.0, label).numpy(), want, atol=2e-6)
+    assert seen == [[4] * 3, [3] * 3] * 2  # of samples, times and labels; parts of nearly equal size
+    with pytest.raises(ValueError, match=f"memory = 10 bytes is less than one sample takes, {each}"):
+        load(whole.path, memory=10)(x, 300.0, label)
+
+
 def test_a_network_file_is_a_model(traced):
     model, file = tiny(4), traced[4]
     assert isinstance(file, OnnxModel)

@@ -83,6 +83,14 @@ def value(name: str, shape: list[int | str], dtype: int = TensorProto.FLOAT) -> 
     return helper.make_tensor_value_info(name, dtype, shape)
 
 
+def dims_of(graph: GraphProto, name: str) -> list[int | str]:
+    """A value's dimensions, [] where they are not known."""
+    for entry in (*graph.value_info, *graph.input):
+        if entry.name == name:
+            return [dim.dim_value or dim.dim_param for dim in entry.type.tensor_type.shape.dim]
+    return []
+
+
 def body_of(made: onnx.ModelProto) -> GraphProto:
     """The graph in which a network's nodes are: the body of a loop over rows, or the whole."""
     for node in made.graph.node:

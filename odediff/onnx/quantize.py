@@ -106,7 +106,8 @@ def quantized(made: onnx.ModelProto, feeds: Iterable[Feeds], *, zero_point: bool
 def _between(graph: onnx.GraphProto) -> list[str]:
     """Names of the layers with constant weights, without those that no other separates from an end of the network."""
     weights = {tensor.name for tensor in graph.initializer if tensor.data_type == FLOAT}
-    layers = {node.name for node in graph.node if node.op_type in LAYERS and node.input[1] in weights}
+    kinds = (*LAYERS, "ConvTranspose")
+    layers = {node.name: node.op_type for node in graph.node if node.op_type in kinds and node.input[1] in weights}
     ends: set[str] = set()
     for start, nodes, there, on in (
         (graph.input[0], graph.node, "input", "output"),
@@ -120,7 +121,7 @@ def _between(graph: onnx.GraphProto) -> list[str]:
                 ends.add(node.name)
             else:
                 near.update(getattr(node, on))
-    return [node.name for node in graph.node if node.name in layers - ends]
+    return [node.name for node in graph.node if layers.get(node.name) in LAYERS and node.name not in ends]
 
 
 class _Reader:

@@ -11,6 +11,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto, helper, numpy_helper
 
+from .graph import dims_of
+
 
 def simplify(made: onnx.ModelProto) -> None:
     """Rewrite a network's graph in place; shapes are read from its value_info."""
@@ -48,8 +50,8 @@ def _fix_shape(graph: GraphProto, node: NodeProto) -> None:
     whole = {"start": 0}
     if source is None or source.op_type != "Shape" or any(whole.get(one.name) != one.i for one in source.attribute):
         return
-    dims = _dims(graph, source.input[0])
-    given = _dims(graph, node.input[0])
+    dims = dims_of(graph, source.input[0])
+    given = dims_of(graph, node.input[0])
     if not dims or not given or dims[0] != given[0] or not all(isinstance(dim, int) for dim in dims[1:]):
         return
     shape = numpy_helper.from_array(np.array([0, *dims[1:]], np.int64), f"{node.output[0]}_shape")
@@ -72,7 +74,7 @@ def _merge_affine(
     if w is None or b is None or w.shape != b.shape:
         return
     y = next(name for name in scale.input if name not in constants)
-    if len(_dims(graph, y)) != 4 or _dims(graph, y)[1] != len(w):
+    if len(dims_of(graph, y)) != 4 or dims_of(graph, y)[1] != len(w):
         return
     out = adds[0].output[0]
     epsilon = 1e-5  # the least that cuDNN takes
@@ -92,14 +94,6 @@ def _per_channel(node: NodeProto, constants: dict[str, onnx.TensorProto]) -> NDA
     if len(found) != 1 or len(found[0].dims) != 3 or list(found[0].dims[1:]) != [1, 1]:
         return None
     return numpy_helper.to_array(found[0]).ravel()
-
-
-def _dims(graph: GraphProto, name: str) -> list[int | str]:
-    """A value's dimensions, [] where they are not known."""
-    for entry in (*graph.value_info, *graph.input):
-        if entry.name == name:
-            return [dim.dim_value or dim.dim_param for dim in entry.type.tensor_type.shape.dim]
-    return []
 
 
 def _know(graph: GraphProto, name: str, like: str) -> None:

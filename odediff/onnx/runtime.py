@@ -125,7 +125,9 @@ class OnnxModel(File):
         """The network's raw output at time t for the whole batch, in x's dtype and shape; computed in float32.
 
         x: (N, *shape), float32 or float64.  label: a whole number or (N,), of a class-conditional model; None: the null
-        label.  ValueError: another shape, a batch that the file does not take, labels that it does not have.
+        label.  Run in parts of at most the memory budget, but for tensors on the provider's own GPU.
+        ValueError: another shape, a batch that the file does not take, labels that it does not have, a budget that is
+        less than one sample takes.
         """
         if tuple(x.shape[1:]) != self.shape or not len(x):
             raise ValueError(f"x has shape {tuple(x.shape)}, expected (n, {', '.join(map(str, self.shape))})")
@@ -145,14 +147,25 @@ class OnnxModel(File):
         return torch.from_numpy(self._numpy(x.detach().cpu().numpy(), t, label)).to(x.device)
 
     def _numpy(self, x: NDArray[Any], t: float, label: Any) -> NDArray[Any]:
-        feeds = self._rest(len(x), t, label)
-        feeds[self.names["sample"]] = np.ascontiguousarray(x, self._dtype("sample"))
-        out = self.engine.run(feeds, self.names["out_sample"])
+        given = np.ascontiguousarray(x, self._dtype("sample"))
+        if np.ndim(label):
+            label = self._labels(label, len(x))
+        most = self.about.batch or self.options.batch(self.about.memory, len(x))
+        size = -(-len(x) // -(-len(x) // most))  # of parts that are as equal as can be
+        outs = [
+            self._part(given[k : k + size], t, label[k : k + size] if np.ndim(label) else label)
+            for k in range(0, len(x), size)
+        ]
+        out = outs[0] if len(outs) == 1 else np.concatenate(outs)
         if out.shape != x.shape:
             raise ValueError(
                 f"the network returned {out.shape} for an input of shape {x.shape}; expected the same shape"
             )
         return out.astype(x.dtype, copy=False)
+
+    def _part(self, x: NDArray[Any], t: float, label: Any) -> NDArray[Any]:
+        """The output for samples that run at once, in the file's own types."""
+        return self.engine.run({**self._rest(len(x), t, label), self.names["sample"]: x}, self.names["out_sample"])
 
     def _cuda(self, x: torch.Tensor, t: float, label: Any) -> torch.Tensor:
         """On the provider's own device, without a copy through the host. The output is a fresh tensor: no aliasing."""
