@@ -176,7 +176,7 @@ def test_why_says_how_rows_are_run_and_a_refusal_comes_before_any_work(
     assert odediff.Sampler(m, plan, backend="cudagraph").why == "asked for; each row is one kernel"
     thresholded = odediff.Sampler(m, plan, backend="cudagraph", threshold=0.9)
     assert thresholded.why.startswith("asked for; rows in eager torch: threshold = 0.9: the fused kernel has no")
-    monkeypatch.setattr("odediff.sampling.runner", lambda *_: pytest.fail("prepared"))
+    monkeypatch.setattr("odediff.backends.runner", lambda *_: pytest.fail("prepared"))
     with pytest.raises(
         ValueError, match='no dynamic thresholding.*; use backend="torch" or "compile", or clip instead'
     ):

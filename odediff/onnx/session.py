@@ -36,12 +36,20 @@ def in_onnxruntime(model: Model) -> OnnxModel:
     bare(made)
     helper.set_model_props(made, {KEY: about.to_json()})
     folder = tempfile.TemporaryDirectory(prefix="odediff-")
-    path = Path(folder.name) / "network.onnx"
+    try:
+        file = _opened(made, Path(folder.name) / "network.onnx", model, precision)
+    except BaseException:
+        folder.cleanup()
+        raise
+    weakref.finalize(file, folder.cleanup)
+    return file
+
+
+def _opened(made: onnx.ModelProto, path: Path, model: Model, precision: str) -> OnnxModel:
     onnx.save(made, path, save_as_external_data=made.ByteSize() > LARGEST, location="network.onnx.data")
     parity.gap(path, model, None, precision)
     cuda = model.device.type == "cuda"
     file = load(path, provider="cuda" if cuda else "cpu", threads=None if cuda else torch.get_num_threads())
     assert isinstance(file, OnnxModel)
     assert file.engine  # the session is made while the file is there
-    weakref.finalize(file, folder.cleanup)
     return file

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..backends import choose, runner
+from ..backends import choose, prepared
 from ..choices import unknown
 from ..identity import mark
 from ..model import Model
@@ -119,7 +119,8 @@ def tune(
     target = _target(model, save)
     if folder is not None:
         check_folder(Path(folder), "references and steps")
-    student = Student(runner(choose(backend, model)[0], model), batch=batch, derivatives=derivatives, **options)
+    *_, net = prepared(backend, *choose(backend, model), model)
+    student = Student(net, batch=batch, derivatives=derivatives, **options)
     reference_plan(student, REFERENCE_NFE)
     _check_features(student, loss=loss, features=features)
     said = [None if one is None else one.tolist() for one in labels]
