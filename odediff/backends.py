@@ -6,7 +6,8 @@
     onnx       the network exported and run by onnxruntime, on the CPU or the GPU that the model is on
     triton     the network as it is, and between two evaluations one kernel (`odediff.kernels`), noise included
     cudagraph  all rows and evaluations recorded once as a CUDA graph per batch size, and replayed: rows as triton's, or
-               in eager torch where triton is missing or its kernel refuses (thresholding, float64)
+               in eager torch where triton is missing or its kernel refuses (thresholding, float64); a sampler keeps the
+               4 recordings (batch size, dtype, labels or not) that were used last
     auto       cudagraph on a CUDA GPU; on a CPU onnx where it is installed and the network can be exported, else torch
 
 compile, onnx and cudagraph prepare at construction or at the first call, which takes seconds to minutes. On a CPU a row
