@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..backends import choose, prepared
 from ..choices import unknown
-from ..identity import mark
+from ..identity import mark_of
 from ..model import Model
 from ..noise import normal
 from ..philox import streams
@@ -133,7 +133,7 @@ def tune(
                 for k, count in enumerate((n, validation, held_out))
             )
         )
-    about = {"mark": mark(model.net), "weights": _weights(model), "guidance": student.prediction.guidance}
+    about = {"mark": mark_of(model), "weights": _weights(model), "guidance": student.prediction.guidance}
     about |= {"engine": engine, "samples": n, "seed": seed}
     made, reports = {}, {}
     for budget in budgets:
@@ -271,7 +271,7 @@ def _key(student: Student, *settings: Any) -> str:
     """The name of a folder for these references. A network without weights is told by what it gives for one noise."""
     model = student.model
     net = _weights(model)
-    if mark(model.net) is None and getattr(model, "about", None) is None:
+    if mark_of(model) is None and getattr(model, "about", None) is None:
         x = normal(streams(0, 1), 0, model.shape, device=model.device, dtype=student.dtype)
         with evaluating(model):
             net = _hash(model(x, model.schedule.t_min).cpu().numpy().tobytes())
