@@ -17,7 +17,7 @@ from odediff.nn import UNet
 from odediff.stored import folder_of, stored_plan, write_plan
 from odediff.tuning import front, tune
 
-FEW: dict[str, Any] = {"n": 4, "validation": 4, "held_out": 8, "iterations": 2}
+FEW: dict[str, Any] = {"n": 4, "validation": 4, "held_out": 16, "iterations": 2}
 LINEAR = odediff.schedule.linear()
 
 

@@ -34,6 +34,7 @@ from .report import Budget, Report, provenance
 from .student import Student
 
 ENGINES = ("levenberg", "ridge")
+_LEAST = {"n": 2, "validation": 2, "held_out": 16}  # the intervals of a certificate mean nothing on fewer
 _STREAMS = 2**62  # seeds of training, validation and held-out noise, far from those that samples are drawn with
 
 
@@ -82,7 +83,8 @@ def tune(
     pairs of method and grid, and is returned if it beats the best of all pairs on held-out noise; else that pair is.
 
     model: whatever `sample` takes.  nfe: a budget, or several, which share the references; (plan, report), or
-    ({nfe: plan}, report).  n, validation, held_out: noises to fit to, to stop by and to judge on.  seed: of them.
+    ({nfe: plan}, report).  n, validation, held_out: noises to fit to, to stop by and to judge on, 2, 2 and 16 or more.
+    seed: of them.
     label, guidance, clip, threshold: as in `odediff.Sampler`; a conditional model without label is fitted to all its
         classes in turn, and a guided plan is for its guidance only.
     engine: "levenberg", Levenberg-Marquardt on the ends; "ridge", rows in closed form and a search over the times,
@@ -133,8 +135,9 @@ def tune(
                 for k, count in enumerate((n, validation, held_out))
             )
         )
-    about = {"mark": mark_of(model), "weights": _weights(model), "guidance": student.prediction.guidance}
-    about |= {"engine": engine, "samples": n, "seed": seed}
+    about: dict[str, Any] = {"mark": mark_of(model), "weights": _weights(model), "engine": engine}
+    about |= {"samples": n, "seed": seed, "guidance": student.prediction.guidance, "threshold": threshold}
+    about |= {"clip": None if threshold is not None else limited["clip"], "labels": _said_labels(model, label)}
     made, reports = {}, {}
     for budget in budgets:
         with tqdm(desc=f"nfe {budget}", disable=not progress, unit="step") as bar:
@@ -180,9 +183,9 @@ def _fit(
 
 def _check_numbers(counts: dict[str, Any], seed: Any) -> None:
     for name, value in counts.items():
-        least = 2 if name in ("n", "validation", "held_out") else 1
+        least, why = _LEAST.get(name, 1), ": intervals of fewer errors mean nothing" if name == "held_out" else ""
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} = {value!r} must be a whole number from {least} up")
+            raise ValueError(f"{name} = {value!r} must be a whole number from {least} up{why}")
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise ValueError(f"seed = {seed!r} must be a whole number from 0 to 2^32 - 1")
 
@@ -247,6 +250,14 @@ def _labels(model: Model, label: Label, n: int) -> Tensor | None:
     given = torch.arange(model.num_classes) if label is None else checked_label(model, label)
     assert given is not None
     return given.reshape(-1).repeat(-(-n // given.numel()))[:n].to(model.device)
+
+
+def _said_labels(model: Model, label: Label) -> str | list[int] | None:
+    """What a plan says of the labels that it was fitted to: "all", those that were given, or None: there are none."""
+    given = None if model.num_classes is None or label is None else checked_label(model, label)
+    if given is None:
+        return None if model.num_classes is None else "all"
+    return sorted(set(given.reshape(-1).tolist()))
 
 
 def _target(model: Model, save: bool | str | Path) -> Path | None:
