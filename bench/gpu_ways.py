@@ -23,7 +23,7 @@ BASE = "odediff, torch"
 PLAIN = "plain loop of diffusers' arithmetic"
 KINDS = {  # the first whose pattern a kernel's name has; cuDNN's own changes of layout are none of its convolutions
     "copies and layouts": r"copy|tonhwc|tonchw|nchw2nhwc|nhwc2nchw|transpose|catarray|memcpy|memset",
-    "matrix products and convolutions": r"gemm|conv|xmma|cutlass|nvjet|sm\d\d_|cudnn|flash|attention|splitk|mm\b|\blinear\b",
+    "matrix products and convolutions": r"gemm|conv|xmma|cutlass|nvjet|sm\d\d_|cudnn|flash|splitk|mm\b|:linear",
     "normalisation": r"norm|moments|welford",
     "all else, elementwise": r"",
 }
