@@ -21,9 +21,11 @@ def environment() -> dict[str, Any]:
     """Machine, versions and commit (ODEDIFF_COMMIT where there is no git, as on the GPU machine)."""
     commit = os.environ.get("ODEDIFF_COMMIT")
     if commit is None:
-        commit = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, check=False
-        ).stdout.strip()
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+        try:
+            commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        except OSError:  # no git there
+            commit = ""
     cuda = torch.cuda.is_available()
     return {
         "device": torch.cuda.get_device_name() if cuda else _processor(),

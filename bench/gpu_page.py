@@ -17,7 +17,8 @@ def text(data: Found | None) -> str:
     if data is None:
         return NEVER
     stages, where = data["stages"], data["environment"]
-    lines = [f"On {where['device']}, torch {where['torch']}, commit {where['commit']}."]
+    others = "".join(f", {name} {said}" for name, said in data.get("versions", {}).items())
+    lines = [f"On {where['device']}, torch {where['torch']}{others}, commit {where['commit']}."]
     if data["dry"]:
         lines = ["A dry run on a tiny network, of which no number says anything.", *lines]
     lines += ["", *bars(stages), ""]
@@ -44,8 +45,9 @@ def bars(stages: dict[str, Found]) -> list[str]:
     many = results.get("batch 256", {})
     rates = [many["flops"] / statistics.median(row["rounds"]) / many["peak"] for row in _rows(many)]
     made.append(_bar("batch 256: share of the matrix products' peak", max(rates, default=None), 0.45))
-    counts = results.get("tests", {}).get("counts")
-    passed = None if counts is None else float(bool(counts.get("passed")) and not {"failed", "error"} & set(counts))
+    counts = results.get("tests", {}).get("counts", {})
+    ended = stages.get("tests", {}).get("status") == "ok" or {"failed", "error"} & set(counts)
+    passed = float(bool(counts.get("passed")) and not {"failed", "error"} & set(counts)) if ended else None
     return [*made, _bar("tests marked gpu pass", passed, 1.0)]
 
 
@@ -90,7 +92,8 @@ def _kernel(result: Found) -> list[str]:
     for row in result["rows"]:
         rate, share = (statistics.median(row[key]) for key in ("rates", "shares"))
         known = f"| {row['plan']} | {row['depth']} | {row['dtype']} | {'yes' if row['noise'] else 'no'} "
-        lines.append(f"{known}| {rate / 1e9:.0f} | {share:.0%} | {sum(row['launches'].values())} |")
+        seen = sum(row["launches"].values()) or "not seen"
+        lines.append(f"{known}| {rate / 1e9:.0f} | {share:.0%} | {seen} |")
     if "small" in result:
         lines += ["", f"A row of 1x4x64x64 in a graph: {statistics.median(result['small']) * 1e6:.1f} us."]
     return lines
@@ -98,12 +101,16 @@ def _kernel(result: Found) -> list[str]:
 
 def _images(result: Found) -> list[str]:
     lines = ["", f"{result['model']}, batch {result['batch']}, {result['dtype']}, {result['nfe']} evaluations.", ""]
-    lines += ["| way | ms | RMS from eager torch | peak memory, MB |", "|---|---|---|---|"]
+    lines += [
+        "| way | ms | RMS from eager torch | peak of a run, MB | held between runs, MB |",
+        "|---|---|---|---|---|",
+    ]
     seen: set[str] = set()
     for row in _rows(result):
         if row["name"] not in seen:
             milliseconds = statistics.median(row["rounds"]) * 1e3
-            lines.append(f"| {row['name']} | {milliseconds:.1f} | {row['rms']:.1e} | {row['peak'] / 1e6:.0f} |")
+            memory = " | ".join(f"{row[key] / 1e6:.0f}" for key in ("peak", "held"))
+            lines.append(f"| {row['name']} | {milliseconds:.1f} | {row['rms']:.1e} | {memory} |")
             seen.add(row["name"])
     for group in result["groups"]:
         lines += [f"- {way}: {why}" for way, why in group["errors"].items()]
@@ -111,8 +118,10 @@ def _images(result: Found) -> list[str]:
 
 
 def _profiled(result: Found) -> list[str]:
-    lines, profile = _images(result), result["profile"]
+    lines, profile = _images(result), result.get("profile", {"why": "not measured"})
     lines += ["", f"Matrix products reach {result['peak'] / 1e12:.1f} TFLOP/s. An evaluation in eager torch:", ""]
+    if "why" in profile:
+        return [*lines, f"no profile: {profile['why']}"]
     lines += ["| kernels | of the time |", "|---|---|"]
     lines += [f"| {kind} | {share:.0%} |" for kind, share in profile["kinds"].items()]
     return lines + [f"| `{row['name'][:70]}`, {row['calls']} | {row['share']:.1%} |" for row in profile["kernels"][:10]]

@@ -27,7 +27,8 @@ from odediff.step import advance_, mix
 
 ROOT = Path(__file__).parent.parent
 NFE = 20
-TEST_SECONDS = 115
+TEST_SECONDS = 100
+WORKERS = 8  # of pytest, whose time goes into compiling kernels
 ELEMENTS = 2**24  # of float32: 64 MiB
 # plan, its options, the network's dtype: from the fewest bytes an element to many, and two with noise
 FORMS: list[tuple[str, dict[str, Any], torch.dtype]] = [
@@ -56,17 +57,32 @@ def needs_gpu() -> None:
 def tests(dry: bool, save: Callable[[Any], None]) -> None:
     """The tests that are marked gpu, from the files that have some."""
     needs_gpu()
+    if missing := [name for name in ("pytest", "hypothesis") if importlib.util.find_spec(name) is None]:
+        raise LeftOutError(f"{' and '.join(missing)} not installed")
     files = [
         str(p) for p in sorted((ROOT / "tests").glob("test_*.py")) if re.search(r"mark\.gpu|PLACES", p.read_text())
     ]
-    how = ["-q", "-m", "gpu", "-p", "no:cacheprovider", "--continue-on-collection-errors", *files]
-    run = [sys.executable, "-m", "pytest", *how]
-    try:
-        said = subprocess.run(run, capture_output=True, text=True, cwd=ROOT, check=False, timeout=TEST_SECONDS).stdout
-    except subprocess.TimeoutExpired as error:
-        save(counted((error.stdout or b"").decode()))
-        raise RuntimeError(f"stopped after {TEST_SECONDS} s") from None
+    how = ["-q", "-m", "gpu", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+    how += ["-W", "default::DeprecationWarning"]  # versions there are not those that the suite is kept for
+    how += ["-n", str(WORKERS)] if importlib.util.find_spec("xdist") else []
+    tested([sys.executable, "-m", "pytest", *how, *files], TEST_SECONDS, save)
+
+
+def tested(run: list[str], seconds: float, save: Callable[[Any], None]) -> None:
+    """Run pytest, and save what it says. RuntimeError: it was stopped, or came to no end of its own."""
+    with tempfile.TemporaryFile() as file:
+        try:
+            how: dict[str, Any] = {"stdout": file, "stderr": subprocess.STDOUT, "cwd": ROOT, "check": False}
+            code = subprocess.run(run, timeout=seconds, **how).returncode
+        except subprocess.TimeoutExpired:
+            code = None
+        file.seek(0)
+        said = file.read().decode(errors="replace")
     save(counted(said))
+    if code is None:
+        raise RuntimeError(f"stopped after {seconds:g} s: {said[-1000:]}")
+    if code not in (0, 1):  # all passed, some failed
+        raise RuntimeError(f"pytest ended with status {code}: {said[-1000:]}")
 
 
 def counted(said: str) -> dict[str, Any]:
@@ -141,21 +157,23 @@ def compared(
     problem: Problem, batch: int, base: Timed, group: list[Timed], rounds: int, case: dict[str, Any]
 ) -> dict[str, Any]:
     """The case with a group more: each way made ready, gated and then timed in turn, beside `base`."""
-    made, errors = {}, {}
+    made, errors, kept = {}, {}, {}
     for way in (base, *group):
+        before = gpu_ways.held()
         try:
             made[way.name] = way.make()
             made[way.name](problem.noise(batch))
-        except (RuntimeError, ImportError, ValueError) as error:  # what does not start is a result
+        except Exception as error:  # a compiler's, or of any library: what does not start is a result
             made.pop(way.name, None)
             errors[way.name] = f"{type(error).__name__}: {error}".split("\n")[0][:300]
+        kept[way.name] = gpu_ways.held() - before
     if base.name not in made:
         raise RuntimeError(f"{base.name}: {errors[base.name]}")
     found = speed_images.gate(problem, batch, made)
     noise, clock = problem.noise(batch), speed_images.clock_of(problem.model.device)
     runs = {name: (lambda run=run: speed_images.timed(run, noise, clock)) for name, run in made.items()}
     spent = interleaved(runs, rounds)
-    rows = [{"name": name, **found[name], "rounds": spent[name]} for name in made]
+    rows = [{"name": name, **found[name], "held": kept[name], "rounds": spent[name]} for name in made]
     known = {"model": problem.name, "batch": batch, "nfe": problem.nfe, "dtype": str(problem.dtype)[6:]}
     known["flops"] = problem.flops * batch * problem.nfe
     return {**case, **known, "groups": [*case.get("groups", []), {"rows": rows, "errors": errors}]}
@@ -179,9 +197,10 @@ def batch_256(dry: bool, save: Callable[[Any], None]) -> None:
     case = {"peak": speed_images.product_peak(kind, device, speed_images.clock_of(device))}
     for group in (first, *others):
         case = compared(problem, batch, base, group, 2 if dry else 3, case)
+        save(case)
         if "profile" not in case:
             case["profile"] = gpu_ways.profile(problem, batch)
-        save(case)
+            save(case)
 
 
 def candidates(dry: bool, save: Callable[[Any], None]) -> None:
@@ -194,7 +213,8 @@ def candidates(dry: bool, save: Callable[[Any], None]) -> None:
             gap = float((one.double() - other.double()).norm() / one.double().norm())
             if not gap <= case.bound:
                 raise RedGateError(f"{case.name} {case.size}: differs by {gap:.1e} of the norm")
-        runs = {"eager": case.eager, "compile": torch.compile(case.eager), "kernel": case.kernel}
+        torch.compiler.reset()  # each size for itself: or sizes become variables, and after eight of them it gives up
+        runs = {"eager": case.eager, "compile": torch.compile(case.eager, dynamic=False), "kernel": case.kernel}
         ready = {way: gpu_ways.graphed(lambda run=run: [run() for _ in range(20)]) for way, run in runs.items()}
         spent = {way: [s / 20 for s in gpu_ways.times(run)] for way, run in ready.items()}
         found.append({"name": case.name, "size": case.size, **spent})

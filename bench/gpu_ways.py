@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from collections.abc import Callable
 from functools import cached_property
@@ -20,12 +21,13 @@ from odediff.graph import capture
 
 BASE = "odediff, torch"
 PLAIN = "plain loop of diffusers' arithmetic"
-KINDS = {  # the first whose pattern a kernel's name has
-    "matrix products and convolutions": r"gemm|conv|xmma|cutlass|nvjet|sm\d\d_|cudnn|flash|attention|mm\b|linear",
+KINDS = {  # the first whose pattern a kernel's name has; cuDNN's own changes of layout are none of its convolutions
+    "copies and layouts": r"copy|tonhwc|tonchw|nchw2nhwc|nhwc2nchw|transpose|catarray|memcpy|memset",
+    "matrix products and convolutions": r"gemm|conv|xmma|cutlass|nvjet|sm\d\d_|cudnn|flash|splitk|mm\b|:linear",
     "normalisation": r"norm|moments|welford",
-    "copies and layouts": r"copy|nhwc|nchw|transpose|cat|memcpy",
     "all else, elementwise": r"",
 }
+AHEAD = 1_000_000  # cycles that the GPU waits, about half a millisecond, in which the host queues what is timed
 
 
 class Timed(NamedTuple):
@@ -85,10 +87,14 @@ def graphed(run: Callable[[], Any]) -> Callable[[], None]:
 
 
 def times(run: Callable[[], Any], before: Callable[[], Any] = lambda: None, repeats: int = 11) -> list[float]:
-    """Seconds of the GPU for each of some runs, after three that are not counted; `before` is not timed."""
+    """Seconds of the GPU for each of some runs, after three that are not counted; `before` is not timed.
+
+    The host is ahead of the GPU, whose time between the two events has no launch of the host in it.
+    """
     found = []
     for _ in range(3 + repeats):
         before()
+        torch.cuda._sleep(AHEAD)
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         run()
@@ -96,6 +102,15 @@ def times(run: Callable[[], Any], before: Callable[[], Any] = lambda: None, repe
         end.synchronize()
         found.append(begin.elapsed_time(end) / 1e3)
     return found[3:]
+
+
+def held() -> int:
+    """Bytes of the GPU that torch keeps, after what nobody needs is given back; 0 without one."""
+    if not torch.cuda.is_available():
+        return 0
+    gc.collect()
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved()
 
 
 def _profiled(run: Callable[[], Any]) -> list[Any]:
@@ -110,12 +125,18 @@ def _profiled(run: Callable[[], Any]) -> list[Any]:
 
 
 def launched(run: Callable[[], Any]) -> dict[str, int]:
-    """How often each kernel is launched."""
-    return {event.key[:80]: event.count for event in _profiled(run)}
+    """How often each kernel is launched; {} where the profiler fails."""
+    try:
+        return {event.key[:80]: event.count for event in _profiled(run)}
+    except RuntimeError:
+        return {}
 
 
 def profile(problem: Problem, batch: int) -> dict[str, Any]:
-    """Seconds of one evaluation of the network in eager torch, by kind of kernel, and by kernel for the longest 25."""
+    """Seconds of one evaluation of the network in eager torch, by kind of kernel, and by kernel for the longest 25.
+
+    {"why": ..} where the profiler fails, or sees nothing.
+    """
     x = problem.noise(batch)
 
     def run() -> None:
@@ -123,13 +144,23 @@ def profile(problem: Problem, batch: int) -> dict[str, Any]:
             problem.model(x, 500.0)
 
     run()
-    events = [(e.key, e.count, (e.self_device_time_total or e.self_cpu_time_total) / 1e6) for e in _profiled(run)]
+    try:
+        events = [(e.key, e.count, (e.self_device_time_total or e.self_cpu_time_total) / 1e6) for e in _profiled(run)]
+    except RuntimeError as error:
+        return {"why": str(error)[:300]}
     total, kinds = sum(seconds for *_, seconds in events), dict.fromkeys(KINDS, 0.0)
+    if not total:
+        return {"why": "the profiler saw no kernel"}
     for name, _, seconds in events:
-        kinds[next(kind for kind, pattern in KINDS.items() if re.search(pattern, name.lower()))] += seconds
+        kinds[kind_of(name)] += seconds
     longest = sorted(events, key=lambda event: -event[2])[:25]
     rows = [{"name": name[:120], "calls": calls, "share": seconds / total} for name, calls, seconds in longest]
     return {"seconds": total, "kinds": {kind: seconds / total for kind, seconds in kinds.items()}, "kernels": rows}
+
+
+def kind_of(kernel: str) -> str:
+    """The kind of a kernel, by its name."""
+    return next(kind for kind, pattern in KINDS.items() if re.search(pattern, kernel.lower()))
 
 
 class Case(NamedTuple):

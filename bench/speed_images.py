@@ -113,8 +113,9 @@ class Problem:
         def run(noise: Tensor) -> Tensor:
             image = noise.to(self.dtype)
             scheduler.set_timesteps(self.nfe)
-            for t in scheduler.timesteps:
-                image = scheduler.step(call(image, t).sample, t, image, eta=0.0).prev_sample
+            # its pipeline hands the network times on the CPU, for which torch.compile would leave CUDA graphs out
+            for t, there in zip(scheduler.timesteps, scheduler.timesteps.to(model.device), strict=True):
+                image = scheduler.step(call(image, there).sample, t, image, eta=0.0).prev_sample
             return image.float().clamp(*model.range)
 
         return run

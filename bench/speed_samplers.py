@@ -70,7 +70,7 @@ class Traffic(TorchDispatchMode):
 
     def _row(self, *args: int) -> None:
         """odediff/kernels/row.c: the state both ways, d that it keeps, and what has a weight; its own d is at hand."""
-        *_, table, size, depth, i, width = args
+        *_, table, size, depth, i, _, width = args
         coefficients = (ctypes.c_double * (6 + depth)).from_address(table + 8 * i * (6 + depth))
         kept, _, _, _, output, noise, *b = coefficients
         read = [kept or output, noise, *b[1:], not kept and depth and b[0]]

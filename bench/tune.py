@@ -146,10 +146,10 @@ def _fitted(
 
 def _ddim_times(model: Model, nfe: int, n: int, seed: int, options: dict[str, Any], backend: str) -> odediff.Plan:
     """DDIM's rows at times fitted by Levenberg-Marquardt on the ends."""
-    from odediff.backends import choose, runner
+    from odediff.backends import choose, prepared
     from odediff.tuning.levenberg import steps
 
-    student = Student(runner(choose(backend, model)[0], model), **options)
+    student = Student(prepared(backend, *choose(backend, model), model)[-1], **options)
     noise = make_probe(student, n, 2**62 + 3 * seed, _labels(model, n), None, None)
     at = form_of(model.schedule, odediff.plan("ddim", model.schedule, nfe, "quadratic"), coefficients=False)
     for _, (made, _) in zip(range(20), steps(student, at, noise, None), strict=False):

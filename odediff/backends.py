@@ -6,8 +6,9 @@
     onnx       the network exported and run by onnxruntime, on the CPU or the GPU that the model is on
     triton     the network as it is, and between two evaluations one kernel (`odediff.kernels`), noise included
     cudagraph  all rows and evaluations recorded once as a CUDA graph per batch size, and replayed: rows as triton's, or
-               in eager torch where triton is missing or its kernel refuses (thresholding, float64)
-    auto       cudagraph on a CUDA GPU; on a CPU onnx where it is installed, else torch
+               in eager torch where triton is missing or its kernel refuses (thresholding, float64); a sampler keeps the
+               4 recordings (batch size, dtype, labels or not) that were used last
+    auto       cudagraph on a CUDA GPU; on a CPU onnx where it is installed and the network can be exported, else torch
 
 compile, onnx and cudagraph prepare at construction or at the first call, which takes seconds to minutes. On a CPU a row
 is one call of a C kernel where odediff was installed with a compiler at hand, else aten: `odediff info` says which.
@@ -16,6 +17,7 @@ is one call of a C kernel where odediff was installed with a compiler at hand, e
 from __future__ import annotations
 
 import copy
+import warnings
 from importlib.util import find_spec
 from typing import Any, cast
 
@@ -60,8 +62,23 @@ def _best(module: bool, device: str, missing: list[str]) -> tuple[str, str]:
     return "onnx", "the model is on a CPU, where onnxruntime is faster than eager torch"
 
 
+def prepared(asked: str, backend: str, why: str, model: Model) -> tuple[str, str, Model]:
+    """The backend that runs, why, and the model that evaluates the network in it; backend, why: what `choose` said.
+
+    UserWarning: what "auto" took cannot run this network, and eager torch does.  Another backend raises as `runner`.
+    """
+    try:
+        return backend, why, runner(backend, model)
+    except ValueError as error:
+        if asked != "auto":
+            raise
+        why = f"{backend} cannot run this network: {str(error).splitlines()[0]}"
+        warnings.warn(f"the network is run by eager torch; {why}", stacklevel=3)
+        return "torch", why, model
+
+
 def runner(backend: str, model: Model) -> Model:
-    """The model that evaluates the network in this backend."""
+    """The model that evaluates the network in this backend. ValueError: onnxruntime cannot, or computes another."""
     if backend == "compile":
         return _again(model, _Compiled(model.net))
     if backend == "onnx":

@@ -20,6 +20,7 @@ from torch import nn
 from . import __version__, parity
 from .adaptive import is_torchdiffeq
 from .choices import unknown
+from .identity import mark_of
 from .model import Model
 from .onnx.metadata import KEY
 from .onnx.runtime import OnnxModel, OnnxSampler
@@ -151,7 +152,8 @@ def export(
         made = sampler_graph(net, plan, prediction, form=form, batch=batch)
         memory = memory and memory + 4 * (plan.depth + 3) * prod(model.shape)
     sampled = {} if plan is None else {"plan": plan.to_json(), "form": form, "prediction_options": predict}
-    about = described(model, precision, license=license, batch=batch, memory=memory, **sampled)
+    known = {"batch": batch, "memory": memory, "mark": mark_of(model)}
+    about = described(model, precision, license=license, **known, **sampled)
     helper.set_model_props(made, {KEY: about.to_json()})
     made.producer_name, made.producer_version = "odediff", __version__
     draw = None if plan is None else Sampler(cast(Model, model), plan, **predict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from .noise import normal
 from .philox import Streams
 
+KEPT = 4  # recordings that a sampler has at a time
 Run = Callable[[Tensor, Tensor | None, Callable[[int], Tensor]], None]  # (x, label, noise of a row), x in place
 
 
@@ -55,9 +57,10 @@ class Recording(NamedTuple):
 
 
 class Recorder:
-    """Recordings of a loop by batch size, dtype and whether there are labels.
+    """Recordings of a loop by batch size, dtype and whether there are labels: the `KEPT` that were used last.
 
-    make: (x, label) -> the loop for states and labels like these.
+    Each holds device memory; a kind of call that is not among them is recorded anew.  make: (x, label) -> the loop for
+    states and labels like these.
     """
 
     def __init__(self, make: Callable[[Tensor, Tensor | None], Loop]) -> None:
@@ -76,11 +79,15 @@ class Recorder:
         The first call of its kind records, which runs the loop once more.
         """
         key = len(x), x.dtype, label is not None
-        if key not in self._kept:
+        kept = self._kept.pop(key, None)
+        if kept is None:
+            while len(self._kept) >= KEPT:  # before the new one takes memory
+                del self._kept[next(iter(self._kept))]
             loop = self._make(x, label)
             loop.load(x, label, batch)
-            self._kept[key] = Recording(loop, *capture(loop, x.device))
-        loop, replay, _ = self._kept[key]
+            kept = Recording(loop, *capture(loop, x.device))
+        self._kept[key] = kept  # the last is the newest
+        loop, replay, _ = kept
         loop.load(x, label, batch)
         replay()
         return loop.x.clone(memory_format=torch.contiguous_format)
@@ -95,6 +102,7 @@ def capture(loop: Callable[[], None], device: torch.device) -> tuple[Callable[[]
             loop()
         main.wait_stream(side)
         torch.cuda.synchronize()
+        gc.collect()  # else memory freed while it records would be taken off the graph's
         torch.cuda.empty_cache()
         before, graph = torch.cuda.memory_reserved(), torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):

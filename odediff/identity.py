@@ -26,6 +26,12 @@ def mark(net: object) -> list[float] | None:
     return [_along(value) for value in tensors[::step][:_TENSORS]]
 
 
+def mark_of(model: Any) -> list[float] | None:
+    """The mark of a model's network; that of an exported file is in its metadata, unless it was written before."""
+    about = getattr(model, "about", None)
+    return mark(model.net) if about is None else about.mark
+
+
 def mismatch(model: Any, plan_args: Mapping[str, Any], guidance: float | None) -> str | None:
     """What to say where a plan that was fitted to a model runs on another, or at another guidance; else None."""
     fitted = plan_args.get("fitted")

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import adaptive
-from .backends import choose, runner
+from .backends import choose, prepared
 from .choices import nearest, unknown
 from .graph import Eager, Loop, Recorder
 from .identity import mismatch
@@ -92,7 +92,8 @@ class Sampler:
         if self.backend == "cudagraph":
             self.why += "; each row is one kernel" if refused is None else f"; rows in eager torch: {refused[0]}"
         self._fused = refused is None
-        self.prediction.model = runner(self.backend, model)  # last: it may take minutes
+        ready = prepared(backend, self.backend, self.why, model)  # last: it may take minutes
+        self.backend, self.why, self.prediction.model = ready
         self._recorder = Recorder(self._recorded) if self.backend == "cudagraph" else None
 
     def __call__(

@@ -21,7 +21,7 @@ from torch import Tensor
 from .schedule import Array
 from .spaces import space_pair
 
-LAYOUT = 1  # of the table that kernels/row.c reads, and of its arguments: what was built for another is refused
+LAYOUT = 2  # of the table that kernels/row.c reads, and of its arguments: what was built for another is refused
 
 try:
     from . import _row as _kernel
@@ -164,7 +164,7 @@ class Rows:
             return self._in_aten(x, ring), ring
         ring = list(x.new_empty((depth, *x.shape))) if depth else []
         eager, first = self._in_aten(x, ring), ring[0].data_ptr() if ring else 0
-        table, start, width = self._table.data_ptr(), x.data_ptr(), x.itemsize
+        table, rows, start, width = self._table.data_ptr(), len(self.steps), x.data_ptr(), x.itemsize
 
         def plain(y: Tensor) -> bool:
             return y.dtype is dtype and y.is_cpu and y.is_contiguous() and y.numel() == size and not y.is_neg()
@@ -173,7 +173,7 @@ class Rows:
             at = out.data_ptr() if plain(out) and (z is None or plain(z)) else 0  # 0, too, of zeros without memory
             if not at or abs(at - start) < size * width:
                 return eager(i, out, z)
-            row(start, at, first, 0 if z is None else z.data_ptr(), table, size, depth, i, width)
+            row(start, at, first, 0 if z is None else z.data_ptr(), table, size, depth, i, rows, width)
 
         return advance, ring
 

@@ -1,6 +1,7 @@
 """What every test shares: one thread, repeatable property tests, and the roots of the repository."""
 
 import os
+import warnings
 from pathlib import Path
 
 # Set before torch is imported, and inherited by subprocesses: several workers with several threads each are slower.
@@ -27,3 +28,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if not torch.cuda.is_available():
             pytest.skip("needs a CUDA GPU")
+        with warnings.catch_warnings():  # of the settings' newer names
+            warnings.simplefilter("ignore")
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # convolutions have it on

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 from test_onnx_export import tiny
+from torch import nn
 
 import odediff
 from odediff import backends
 from odediff.onnx import OnnxModel
+from odediff.parity import ParityError
 
 LINEAR = odediff.schedule.linear()
 CASES = [
@@ -38,7 +40,7 @@ def onnx_model():
 @pytest.mark.parametrize(("name", "nfe", "options", "predict"), CASES)
 def test_onnx_draws_what_torch_draws(onnx_model, monkeypatch, name, nfe, options, predict):
     model, made = onnx_model
-    monkeypatch.setattr("odediff.sampling.runner", lambda backend, given: made if backend == "onnx" else given)
+    monkeypatch.setattr("odediff.backends.runner", lambda backend, given: made if backend == "onnx" else given)
     want = draw(model, name, nfe, options, predict)
     got = draw(model, name, nfe, options, predict, backend="onnx")
     np.testing.assert_allclose(got, want, atol=3e-6)
@@ -96,7 +98,7 @@ def test_compile_compiles_once_for_every_solver_budget_and_batch(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda net: compiler(net, backend=counting))
     model = tiny(4)
     runs = backends.runner("compile", model)
-    monkeypatch.setattr("odediff.sampling.runner", lambda backend, given: runs)
+    monkeypatch.setattr("odediff.backends.runner", lambda backend, given: runs)
     for n, name, nfe in [(4, "ddim", 3), (3, "ddim", 7), (5, "abm4", 6), (2, "unipc_3", 4)]:
         sampler = odediff.Sampler(model, odediff.plan(name, LINEAR, nfe), backend="compile")
         want = odediff.sample(model, name, nfe, n=n, seed=2, label=list(range(4))[:n] if n <= 4 else None)
@@ -129,6 +131,39 @@ def test_auto_says_what_it_took_and_why(monkeypatch):
     sampler = odediff.Sampler(tiny(), plan, backend="auto")
     assert sampler.backend == "torch" and "onnxruntime not installed" in sampler.why
     assert odediff.Sampler(tiny(), plan).why == "asked for"
+
+
+class Unexportable(nn.Module):
+    """A network whose output's layout depends on its numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x, t):
+        return self.weight * (x if float(x.sum()) > 0 else -x)
+
+
+@pytest.mark.parametrize("broken", ["export", "parity"])
+def test_auto_takes_torch_where_onnx_cannot_run_the_network_and_says_so(monkeypatch, broken):
+    model = odediff.Model(Unexportable(), schedule=LINEAR, shape=(2,)) if broken == "export" else tiny()
+    if broken == "parity":
+        monkeypatch.setattr("odediff.onnx.session.parity.gap", raising(ParityError("out_sample is off by 3")))
+    says = {"export": "torch.onnx could not trace the network", "parity": "out_sample is off by 3"}[broken]
+    plan = odediff.plan("ddim", LINEAR, 2)
+    with pytest.warns(UserWarning, match=f"the network is run by eager torch; onnx cannot run this network: {says}"):
+        sampler = odediff.Sampler(model, plan, backend="auto")
+    assert sampler.backend == "torch" and sampler.why.startswith(f"onnx cannot run this network: {says}")
+    torch.testing.assert_close(sampler(n=2, seed=0), odediff.Sampler(model, plan)(n=2, seed=0), rtol=0, atol=0)
+    with pytest.raises(ValueError, match=says):
+        odediff.Sampler(model, plan, backend="onnx")
+
+
+def raising(error):
+    def call(*args):
+        raise error
+
+    return call
 
 
 def test_what_cannot_run_is_refused(monkeypatch):
@@ -179,6 +214,6 @@ def test_on_a_gpu_kernel_and_graph_draw_what_torch_draws(name, nfe, options, pre
 
 
 def test_bad_options_are_refused_before_a_backend_prepares(monkeypatch):
-    monkeypatch.setattr("odediff.sampling.runner", lambda *_: pytest.fail("prepared"))
+    monkeypatch.setattr("odediff.backends.runner", lambda *_: pytest.fail("prepared"))
     with pytest.raises(ValueError, match="needs a class-conditional model"):
         odediff.Sampler(tiny(), odediff.plan("ddim", LINEAR, 2), guidance=2.0, backend="onnx")

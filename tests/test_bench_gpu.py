@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -43,6 +44,7 @@ def test_a_dry_run_writes_every_stage_and_prints_the_page(
         assert all(stage["why"] for name, stage in data["stages"].items() if name not in ran)
     (one,), (many,) = (data["stages"][name]["result"]["groups"] for name in ("batch 1", "batch 256"))
     assert [row["name"].split(", ")[1] for row in one["rows"]] == ["torch", "eager"] and not one["errors"]
+    assert all(row["held"] == 0 for row in one["rows"]) or torch.cuda.is_available()
     assert all(row["rms"] < 5e-5 and len(row["rounds"]) == 2 for row in one["rows"] + many["rows"])
     result = data["stages"]["batch 256"]["result"]
     assert sum(result["profile"]["kinds"].values()) == pytest.approx(1) and result["flops"] > 1e5
@@ -181,6 +183,22 @@ def test_a_candidate_is_kept_only_if_it_wins_and_loses_nowhere() -> None:
     assert verdict((1.06, 1.0), (5.0, 10.0)) == "drop"
 
 
+def test_tests_that_did_not_run_are_no_success() -> None:
+    saved: list[Any] = []
+
+    def ended(code: int, said: str, seconds: float = 60, then: str = "") -> None:
+        script = f"import sys, time; print({said!r}, file=sys.stderr, flush=True); {then or 'pass'}; sys.exit({code})"
+        gpu_stages.tested([sys.executable, "-c", script], seconds, saved.append)
+
+    ended(1, "FAILED a.py::b\n1 failed, 1 passed in 2s")
+    assert saved[-1]["counts"] == {"failed": 1, "passed": 1} and saved[-1]["bad"] == ["FAILED a.py::b"]
+    with pytest.raises(RuntimeError, match="pytest ended with status 4: error: unrecognized arguments"):
+        ended(4, "error: unrecognized arguments: -n")
+    with pytest.raises(RuntimeError, match="stopped after 5 s: ... F"):
+        ended(0, "... F", 5, "time.sleep(60)")
+    assert [one["counts"] for one in saved[1:]] == [{}] * 2
+
+
 def test_what_pytest_says_is_counted() -> None:
     said = (
         "..F\nFAILED tests/a.py::b - x\nERROR tests/c.py\n2 failed, 30 passed, 1 skipped, 9 deselected, 1 error in 3s"
@@ -189,6 +207,125 @@ def test_what_pytest_says_is_counted() -> None:
     assert found["counts"] == {"failed": 2, "passed": 30, "skipped": 1, "deselected": 9, "error": 1}
     assert found["bad"] == ["FAILED tests/a.py::b - x", "ERROR tests/c.py"] and said.endswith(found["tail"][-20:])
     assert gpu_stages.counted("")["counts"] == {}
+
+
+@pytest.mark.parametrize(
+    ("kernel", "kind"),
+    [
+        ("void cudnn::ops::nchwToNhwcKernel<__nv_bfloat16, __nv_bfloat16, float>", "copies and layouts"),
+        ("void at::native::elementwise_kernel<128, 4, at::native::direct_copy_kernel_cuda>", "copies and layouts"),
+        ("Memcpy DtoD (Device -> Device)", "copies and layouts"),
+        ("void at::native::(anonymous namespace)::CatArrayBatchedCopy<at::native::OpaqueType>", "copies and layouts"),
+        ("sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc_tilesize128", "matrix products"),
+        ("nvjet_sm90_tst_128x128_64x6_2x1_v_bz_TNT", "matrix products"),
+        ("void cublasLt::splitKreduce_kernel<32, 16, int, float>", "matrix products"),
+        ("pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<256, 64>>", "matrix products"),
+        ("void at::native::(anonymous namespace)::RowwiseMomentsCUDAKernel<c10::BFloat16>", "normalisation"),
+        ("void at::native::vectorized_elementwise_kernel<4, silu_kernel>", "all else"),
+        ("void at::native::upsample_nearest2d_nhwc_out_frame<c10::BFloat16>", "all else"),
+    ],
+)
+def test_a_kernel_has_the_kind_that_its_name_says(kernel: str, kind: str) -> None:
+    """Names as PyTorch's profiler gives them for cuDNN, cuBLAS and ATen."""
+    assert gpu_ways.kind_of(kernel).startswith(kind)
+
+
+def test_a_profiler_that_fails_or_sees_nothing_takes_nothing_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(run: Any) -> list[Any]:
+        raise RuntimeError("CUPTI_ERROR_INSUFFICIENT_PRIVILEGES")
+
+    for broken, why in (
+        (refused, "CUPTI_ERROR_INSUFFICIENT_PRIVILEGES"),
+        (lambda run: [], "the profiler saw no kernel"),
+    ):
+        monkeypatch.setattr(gpu_ways, "_profiled", broken)
+        assert gpu_ways.profile(TINY, 2) == {"why": why} and gpu_ways.launched(lambda: None) == {}
+    monkeypatch.setattr(gpu_ways, "profile", lambda *_: 1 / 0)
+    monkeypatch.setattr(gpu_stages.speed_images, "product_peak", lambda *_: 1e11)
+    saved: list[Any] = []
+    with pytest.raises(ZeroDivisionError):
+        gpu_stages.batch_256(True, saved.append)
+    assert len(saved) == 1 and saved[0]["groups"] and "profile" not in saved[0]
+
+
+def test_any_failure_of_a_way_is_a_result() -> None:
+    class CompilationError(Exception):  # as triton's, which is no RuntimeError
+        pass
+
+    def make() -> Any:
+        raise CompilationError("at 3:14:\nx")
+
+    (base, *_), *_ = gpu_ways.ways(TINY, compiled=False)
+    case = gpu_stages.compared(TINY, 2, base, [gpu_ways.Timed("odediff, triton", make)], 1, {})
+    assert case["groups"][0]["errors"] == {"odediff, triton": "CompilationError: at 3:14:"}
+
+
+def test_a_candidates_rival_is_compiled_for_each_size_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes of one function: torch.compile by itself would make a size that changes a variable, which is slower."""
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append([tuple(x.shape) for x in inputs if isinstance(x, torch.Tensor)])
+        return graph.forward
+
+    def case(n: int) -> Any:
+        x = torch.full((n, 4), 0.5)
+        run = lambda x=x: (torch.tanh(x) * 2,)  # noqa: E731
+        return gpu_ways.Case("k", f"{n}x4", lambda: (torch.tanh(x.double()) * 2,), run, run, 1e-6)
+
+    def graphed(run: Any) -> Any:
+        run()
+        return run
+
+    compiler, sizes = torch.compile, [2, 3, 4]
+    monkeypatch.setattr(torch, "compile", lambda run, **how: compiler(run, backend=backend, **how))
+    monkeypatch.setattr(gpu_stages, "needs_gpu", lambda: None)
+    monkeypatch.setattr(gpu_ways, "candidate_cases", lambda: [case(n) for n in sizes])
+    monkeypatch.setattr(gpu_ways, "graphed", graphed)
+    monkeypatch.setattr(gpu_ways, "times", lambda run: [1.0])
+    gpu_stages.candidates(True, lambda _: None)
+    assert graphs == [[(n, 4)] for n in sizes]
+
+
+def test_diffusers_network_gets_its_times_on_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU they would keep torch.compile from recording a graph, and the peer would be slower than it is."""
+    diffusers = pytest.importorskip("diffusers")
+    seen: list[torch.device] = []
+
+    def forward(self: Any, x: torch.Tensor, t: torch.Tensor) -> Any:
+        seen.append(t.device)
+        return SimpleNamespace(sample=x)
+
+    monkeypatch.setattr(diffusers.UNet2DModel, "forward", forward)
+    monkeypatch.setattr(diffusers.UNet2DModel, "load_state_dict", lambda *_: None)
+    monkeypatch.setattr(odediff.Model, "device", torch.device("meta"))
+    run = Problem("tiny", nfe=4)._diffusers(False)
+    assert run(torch.empty(2, 1, 8, 8, device="meta")).shape == (2, 1, 8, 8)
+    assert seen == [torch.device("meta")] * 4
+
+
+def test_results_are_written_where_there_is_no_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ODEDIFF_COMMIT", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu.common.environment()["commit"] == "unknown"
+
+
+def test_gpu_tests_compare_full_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TF32, which convolutions have by default, would tell two ways to the same bits apart by 1e-3."""
+    from conftest import pytest_runtest_setup
+
+    item = SimpleNamespace(get_closest_marker=lambda name: name == "gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    places = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [place.allow_tf32 for place in places]
+    try:
+        for place in places:
+            place.allow_tf32 = True
+        pytest_runtest_setup(item)
+        assert [place.allow_tf32 for place in places] == [False, False]
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.allow_tf32 = value
 
 
 def results(share: float = 0.85, eager: float = 5.0, compiled: float = 1.5, peak: float = 0.45) -> dict[str, Any]:
@@ -203,7 +340,7 @@ def results(share: float = 0.85, eager: float = 5.0, compiled: float = 1.5, peak
         named = {"odediff, torch": 4.0, **{name.replace("_", ", "): spent for name, spent in ways.items()}}
         return {
             "errors": {},
-            "rows": [{"name": k, "rms": 0.0, "peak": 0.0, "rounds": [s] * 3} for k, s in named.items()],
+            "rows": [{"name": k, "rms": 0.0, "peak": 0.0, "held": 2e6, "rounds": [s] * 3} for k, s in named.items()],
         }
 
     case = {"model": "cifar", "batch": 1, "dtype": "float32", "nfe": 20, "flops": peak}
@@ -232,6 +369,10 @@ def test_a_failed_test_misses_and_what_is_not_there_is_no_pass() -> None:
     failed = results()
     failed["tests"]["result"]["counts"]["failed"] = 1
     assert gpu_page.bars(failed)[4].startswith("- MISS")
+    failed["tests"] |= {"status": "timeout"}  # and what failed until then has failed
+    assert gpu_page.bars(failed)[4].startswith("- MISS")
+    failed["tests"]["result"]["counts"] = {}
+    assert gpu_page.bars(failed)[4].startswith("- not measured")
     assert all(line.startswith("- not measured: ") for line in gpu_page.bars({}))
     for stage in failed.values():
         stage |= {"status": "timeout", "why": "stopped after 9 s", "result": None}
@@ -240,18 +381,22 @@ def test_a_failed_test_misses_and_what_is_not_there_is_no_pass() -> None:
 
 def test_the_page_holds_every_table_and_what_was_left_out() -> None:
     data = {"dry": False, "stages": results(), "environment": {"device": "H", "torch": "2", "commit": "c"}}
+    data["versions"] = {"triton": "3.6"}
     said = gpu_page.text(data)
     for line in (
-        "On H, torch 2, commit c.",
+        "On H, torch 2, triton 3.6, commit c.",
         "- pass: batch 1: odediff, cudagraph against diffusers, compiled: 1.50 (bar 1.5)",
         "| ddim | 1 | float32 | yes | 1000 | 10% | 2 |",
-        "| diffusers, compiled | 1500.0 | 0.0e+00 | 0 |",
+        "| diffusers, compiled | 1500.0 | 0.0e+00 | 0 | 2 |",
         "- k: drop: 1.00",
     ):
         assert line in said.splitlines()
     data["stages"]["kernel"] |= {"status": "timeout", "why": "stopped after 9 s"}  # with the rows that it had
     del data["stages"]["kernel"]["result"]["small"], data["stages"]["onnx"]
+    data["stages"]["kernel"]["result"]["rows"][1]["launches"] = {}
+    del data["stages"]["batch 256"]["result"]["profile"]
     said = gpu_page.text(data)
+    assert "| ddim | 1 | float32 | yes | 1000 | 10% | not seen |" in said and "no profile: not measured" in said
     assert "- kernel: timeout: stopped after 9 s" in said and "| ddim |" in said and "- onnx: not run" in said
     assert gpu_page.text(None).startswith("Not measured yet")
 

@@ -18,7 +18,7 @@ from odediff.nn import UNet
 from odediff.plans import Plan
 from odediff.tuning import tune
 
-QUICK = ["--n", "2", "--validation", "2", "--held-out", "4", "--iterations", "1"]
+QUICK = ["--n", "2", "--validation", "2", "--held-out", "16", "--iterations", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_tune_writes_what_the_library_returns(folder, made):
     assert "2 evaluations; held-out noise" in said and "3 evaluations; held-out noise" in said
     assert str(out / "plans/3.json") in said
     assert f"odediff sample {folder} --plan {out / 'plans/2.json'}" in said
-    options = {"n": 2, "validation": 2, "held_out": 4, "iterations": 1, "engine": "ridge", "seed": 5}
+    options = {"n": 2, "validation": 2, "held_out": 16, "iterations": 1, "engine": "ridge", "seed": 5}
     plans, report = tune(odediff.load(folder), [2, 3], **options)
     told = json.loads((out / "r.json").read_text())
     for nfe, plan in plans.items():
@@ -79,7 +79,7 @@ def test_tune_writes_what_the_library_returns(folder, made):
         assert stored.to_json() == plan.to_json() == json.dumps(told[str(nfe)]["plan"])
         assert told[str(nfe)]["returned"] == report[nfe].returned
         assert told[str(nfe)]["holds"] == report[nfe].certificate.holds
-        assert told[str(nfe)]["certificate"]["tuned"]["n"] == 4
+        assert told[str(nfe)]["certificate"]["tuned"]["n"] == 16
         assert len(told[str(nfe)]["records"]) == len(report[nfe].records) > 0
 
 

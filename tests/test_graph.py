@@ -140,6 +140,19 @@ def test_a_replay_has_the_bits_of_a_run_and_begins_at_row_0_wherever_the_last_en
         torch.testing.assert_close(sampler(n=2, seed=5), want, rtol=0, atol=0)
 
 
+def test_the_recordings_that_were_used_last_are_kept(taped: SimpleNamespace) -> None:
+    """A fifth batch size drops the one that was used longest ago, and nothing but time is lost."""
+    m, plan = model(), plan_of("ddim")
+    sampler = odediff.Sampler(m, plan, backend="cudagraph")
+    recorder, eager = sampler._recorder, odediff.Sampler(m, plan)
+    assert recorder is not None and graph.KEPT == 4
+    for n, made in ((1, 1), (2, 2), (3, 3), (4, 4), (1, 4), (5, 5), (1, 5), (3, 5), (2, 6), (4, 7)):
+        got = sampler(n=n, seed=n)
+        torch.testing.assert_close(got, eager(n=n, seed=n), rtol=0, atol=3e-6)
+        assert len(taped.made) == made and len(recorder._kept) == min(made, graph.KEPT)
+    assert [n for n, *_ in recorder._kept] == [1, 3, 2, 4] and recorder.pool == dict.fromkeys([1, 2, 3, 4], 1000)
+
+
 def test_a_result_is_not_written_again(taped: SimpleNamespace) -> None:
     sampler = odediff.Sampler(model(), plan_of("ddim"), backend="cudagraph")
     first = sampler(n=2, seed=1)
@@ -166,7 +179,8 @@ def test_float64_is_recorded_as_eager_torch(taped: SimpleNamespace) -> None:
         got = sampler(given, seed=1)
         assert got.dtype == given.dtype
         torch.testing.assert_close(got, odediff.Sampler(m, plan)(given, seed=1), rtol=0, atol=3e-6)
-    assert [type(one.loop) for one in sampler._recorder._kept.values()] == [graph.Eager, staged.Staged]
+    loops = {dtype: type(one.loop) for (_, dtype, _), one in sampler._recorder._kept.items()}
+    assert loops == {torch.float64: graph.Eager, torch.float32: staged.Staged}
 
 
 def test_why_says_how_rows_are_run_and_a_refusal_comes_before_any_work(
@@ -176,7 +190,7 @@ def test_why_says_how_rows_are_run_and_a_refusal_comes_before_any_work(
     assert odediff.Sampler(m, plan, backend="cudagraph").why == "asked for; each row is one kernel"
     thresholded = odediff.Sampler(m, plan, backend="cudagraph", threshold=0.9)
     assert thresholded.why.startswith("asked for; rows in eager torch: threshold = 0.9: the fused kernel has no")
-    monkeypatch.setattr("odediff.sampling.runner", lambda *_: pytest.fail("prepared"))
+    monkeypatch.setattr("odediff.backends.runner", lambda *_: pytest.fail("prepared"))
     with pytest.raises(
         ValueError, match='no dynamic thresholding.*; use backend="torch" or "compile", or clip instead'
     ):
@@ -262,4 +276,4 @@ def test_a_call_waits_once_to_see_whether_the_images_are_finite(recwarn: pytest.
         finish(m, sampler._recorder(x, None, streams(5, 2)))
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert len(recwarn) == 1
+    assert len([one for one in recwarn if "called a synchronizing CUDA operation" in str(one.message)]) == 1

@@ -362,6 +362,8 @@ def test_the_metadata_refuses_what_odediff_does_not_write(tmp_path):
     odediff.export(tiny(), tmp_path / "n.onnx")
     text = load(tmp_path / "n.onnx").about.to_json()
     assert About.from_json(text).to_json() == text
+    old = {key: value for key, value in json.loads(text).items() if key != "mark"}
+    assert About.from_json(json.dumps(old)).mark is None
     for key, value in [
         ("shape", [0, 2]),
         ("shape", "x"),
@@ -373,6 +375,8 @@ def test_the_metadata_refuses_what_odediff_does_not_write(tmp_path):
         ("memory", -1),
         ("plan", "{}"),
         ("num_classes", 0),
+        ("mark", ["0.1"]),
+        ("mark", "0.1"),
         ("format", "odediff-onnx-9"),
     ]:
         data = json.loads(text) | {key: value}

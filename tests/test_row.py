@@ -240,14 +240,26 @@ def test_large_states_go_to_atens_threads_if_there_are_any_with_the_same_bits(co
 
 
 def test_wrong_arguments_of_the_kernel_are_errors():
-    with pytest.raises(TypeError, match="9 arguments, got 2"):
+    with pytest.raises(TypeError, match="10 arguments, got 2"):
         step._row(1, 2)
     with pytest.raises(ValueError, match="4 or 8 bytes a number, not 2"):
-        step._row(0, 0, 0, 0, 0, 0, 1, 0, 2)
+        step._row(0, 0, 0, 0, 0, 0, 1, 0, 1, 2)
     with pytest.raises(OverflowError):
-        step._row(0, 0, 0, 0, 0, -1, 1, 0, 4)
+        step._row(0, 0, 0, 0, 0, -1, 1, 0, 1, 4)
     with pytest.raises(TypeError):
-        step._row(0, 0, 0, 0, 0, 1.5, 1, 0, 4)
+        step._row(0, 0, 0, 0, 0, 1.5, 1, 0, 1, 4)
+
+
+def test_a_row_that_the_table_does_not_have_is_an_error():
+    rows = Rows(np.array([0.5, 0.5]), np.ones((2, 1)), np.zeros(2), [(0.0, 2.0)] * 2, False)
+    x, out = torch.ones(1, 4), torch.ones(1, 4)
+    advance, _ = rows.on(x)
+    for i in (2, 3, 2**40):
+        with pytest.raises(IndexError, match=f"i = {i}, but the table has 2 rows"):
+            advance(i, out, None)
+    with pytest.raises(OverflowError):
+        advance(-1, out, None)
+    assert torch.equal(x, torch.ones(1, 4))  # and nothing was written
 
 
 @pytest.mark.parametrize("layout", ["", "LAYOUT = 0", "LAYOUT = 99"])

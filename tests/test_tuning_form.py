@@ -162,6 +162,20 @@ def test_a_shorter_history_keeps_the_newest_predictions_and_the_sum() -> None:
     assert form_of(s, plan("ab4", s, 7), history=1).plan().depth == 1
 
 
+def test_a_shorter_history_of_an_allowed_form_is_allowed() -> None:
+    """Rows near the bound, with large weights of either sign among those that are left out."""
+    draw, shrunk = np.random.default_rng(5), 0
+    base = form_of(ALL["linear"], plan("ab2", ALL["linear"], 7))
+    for _ in range(50):
+        made = base.at(np.concatenate([base.lam, 20 * draw.normal(size=21)])).within()
+        assert made.allowed() and np.abs(made.weights).sum(1).max() > BOUND / 2
+        for history in range(1, 7):
+            short = made.shortened(history)
+            assert short.allowed() and (np.abs(short.weights).sum(1) <= np.abs(made.weights).sum(1) + 1e-12).all()
+            shrunk += int((np.abs(short.weights).sum(1) < np.abs(made.weights).sum(1) - 1).sum())
+    assert shrunk > 100
+
+
 def test_what_is_allowed() -> None:
     s = ALL["linear"]
     made = form_of(s, plan("ab2", s, 5))

@@ -229,8 +229,22 @@ def test_conditional_models_are_fitted_to_all_classes_or_those_given(monkeypatch
     monkeypatch.setattr(front, "make_probe", lambda *args: seen.append(args[3].tolist()) or whole(*args))
     plan, _ = tune(model, 3, guidance=2, **FEW)
     assert seen[0] == [0, 1, 2, 0, 1, 2, 0, 1] and plan.args["fitted"]["guidance"] == 2.0
-    tune(model, 3, label=1, **FEW)
+    _, report = tune(model, 3, label=1, **FEW)
     assert seen[3] == [1] * 8
+    assert (plan.args["fitted"]["labels"], report[3].plan.args["fitted"]["labels"]) == ("all", [1])
+
+
+def test_provenance_says_what_limited_x0() -> None:
+    model = exact(schedule=COSINE, range=(-1.5, 1.5), clip=True)
+    for options, limits in (
+        ({}, ((-1.5, 1.5), None)),
+        ({"clip": (-1, 2)}, ((-1.0, 2.0), None)),
+        ({"clip": False}, (None, None)),
+        ({"threshold": 0.9, "clip": False}, (None, 0.9)),
+    ):
+        plan = tune(model, 2, **FEW, **options)[1][2].plan
+        said = Plan.from_json(plan.to_json()).args["fitted"]
+        assert (said["clip"] and tuple(said["clip"]), said["threshold"]) == limits and said["labels"] is None
 
 
 def test_closed_models_do_not_share_a_folder(tmp_path: Path) -> None:
@@ -254,7 +268,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"nfe": 33}, "references take 64 evaluations, a budget at most half of that"),
     ({"n": 1}, "n = 1 must be a whole number from 2 up"),
     ({"validation": 2.5}, "validation = 2.5 must be a whole number from 2 up"),
-    ({"held_out": True}, "held_out = True must be a whole number from 2 up"),
+    ({"held_out": True}, "held_out = True must be a whole number from 16 up"),
+    ({"held_out": 15}, "held_out = 15 must be a whole number from 16 up: intervals of fewer errors mean nothing"),
     ({"iterations": 0}, "iterations = 0 must be a whole number from 1 up"),
     ({"patience": 0}, "patience = 0 must be a whole number from 1 up"),
     ({"batch": 0}, "batch = 0 must be a whole number from 1 up"),

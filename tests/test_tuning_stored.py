@@ -1,6 +1,7 @@
 """Tuned plans next to their model: found, run by every backend, exported, and telling when they are out of place."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from odediff.nn import UNet
 from odediff.stored import folder_of, stored_plan, write_plan
 from odediff.tuning import front, tune
 
-FEW: dict[str, Any] = {"n": 4, "validation": 4, "held_out": 8, "iterations": 2}
+FEW: dict[str, Any] = {"n": 4, "validation": 4, "held_out": 16, "iterations": 2}
 LINEAR = odediff.schedule.linear()
 
 
@@ -151,6 +152,37 @@ class Tiny(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
         return torch.tanh(self.conv(x) + self.label(label).view(-1, 1, 4, 4) * (1 + t[:, None, None, None] / 1000))
+
+
+def of(seed: int) -> odediff.Model:
+    """`Tiny` with weights of its own."""
+    net = Tiny().eval()
+    torch.manual_seed(seed)
+    for value in net.parameters():
+        nn.init.normal_(value, std=0.3)
+    return odediff.Model(net, schedule=LINEAR, prediction="v", shape=(1, 4, 4), num_classes=2)
+
+
+def test_a_model_and_its_own_file_share_plans_and_another_models_warns(tmp_path: Path) -> None:
+    """In both directions; a file of before the entry is told by the hash of its weights alone."""
+    one, other = of(1), of(2)
+    made = {name: export(model, tmp_path / f"{name}.onnx") for name, model in (("one", one), ("other", other))}
+    file, others = (odediff.onnx.load(made[name].path) for name in ("one", "other"))
+    assert file.about.mark == mark(one.net) != mark(other.net) == others.about.mark
+    (of_file, _), (of_torch, _) = (tune(model, 2, engine="ridge", **FEW) for model in (file, one))
+    assert of_file.args["fitted"]["mark"] == of_torch.args["fitted"]["mark"] == mark(one.net)
+    half = of(1)
+    half.net.half()
+    object.__setattr__(older := odediff.onnx.load(made["one"].path), "about", replace(file.about, mark=None))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for table, model in ((of_file, one), (of_file, half), (of_torch, file), (of_torch, older)):
+            Sampler(model, table)
+    for table, model in ((of_file, other), (of_torch, others), (of_file, others)):
+        with pytest.warns(UserWarning, match="fitted to another model"):
+            Sampler(model, table)
+    export(file, tmp_path / "sampler.onnx", of_torch)
+    assert odediff.onnx.load(tmp_path / "sampler.onnx").about.mark == file.about.mark
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@
 #include <Python.h>
 
 enum { KEPT, P, Q, A, W, C, B };
-enum { LAYOUT = 1 }; /* of the table and of row's arguments: as step.LAYOUT, raised with every change of either */
+enum { LAYOUT = 2 }; /* of the table and of row's arguments: as step.LAYOUT, raised with every change of either */
 enum { BLOCK = 1024, HOLD = 1 << 14 }; /* below HOLD numbers giving the interpreter up costs more than it frees */
 
 #ifdef _MSC_VER
@@ -85,14 +85,17 @@ static void dispatch(void) {}
 
 static PyObject *row(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
-    if (count != 9) return PyErr_Format(PyExc_TypeError, "row takes 9 arguments, got %zd", count);
+    if (count != 10) return PyErr_Format(PyExc_TypeError, "row takes 10 arguments, got %zd", count);
     void *at[5];
     for (int k = 0; k < 5; k++) at[k] = PyLong_AsVoidPtr(args[k]);
-    const size_t size = PyLong_AsSize_t(args[5]), depth = PyLong_AsSize_t(args[6]), i = PyLong_AsSize_t(args[7]);
-    const long width = PyLong_AsLong(args[8]);
+    const size_t size = PyLong_AsSize_t(args[5]), depth = PyLong_AsSize_t(args[6]);
+    const size_t i = PyLong_AsSize_t(args[7]), rows = PyLong_AsSize_t(args[8]);
+    const long width = PyLong_AsLong(args[9]);
     if (PyErr_Occurred()) return NULL;
     if (width != sizeof(float) && width != sizeof(double))
         return PyErr_Format(PyExc_ValueError, "row takes states of 4 or 8 bytes a number, not %ld", width);
+    if (i >= rows)
+        return PyErr_Format(PyExc_IndexError, "i = %zu, but the table has %zu rows: i counts them from 0", i, rows);
     Advance *run = width == sizeof(float) ? advance32 : advance64;
     const double *table = (const double *)at[4] + i * (B + depth);
     if (size < HOLD) {
@@ -107,7 +110,7 @@ static PyObject *row(PyObject *module, PyObject *const *args, Py_ssize_t count)
 
 static PyMethodDef methods[] = {
     {"row", (PyCFunction)(void (*)(void))row, METH_FASTCALL,
-     "row(x, out, ring, z, table, size, depth, i, width): row i on the state at address x, in place.\n\n"
+     "row(x, out, ring, z, table, size, depth, i, rows, width): row i of `rows` on the state at address x, in place.\n\n"
      "Addresses are of contiguous memory, 0 where the row reads none; width: bytes a number, 4 or 8."},
     {NULL, NULL, 0, NULL},
 };

@@ -15,7 +15,7 @@ from .runtime import OnnxModel
 
 
 def described(model: Model | OnnxModel, precision: str, *, license: str | None = None, **more: Any) -> About:
-    """What the file says of the model; more: batch, memory, and of a sampler plan, form, prediction_options."""
+    """What the file says of the model; more: batch, memory, mark, and of a sampler plan, form, prediction_options."""
     return About(
         prediction=model.prediction,
         schedule=dict(model.schedule.identity),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields
+from math import inf
 from typing import Any
 
 from ..plans import Plan
@@ -21,6 +22,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "num_classes": (int, type(None)),
     "precision": (str,),
     "weights": (str,),
+    "mark": (list, type(None)),
     "license": (str,),
     "version": (str,),
     "batch": (int, type(None)),
@@ -36,6 +38,7 @@ class About:
     """Of a network: as `odediff.Model`. Of a sampler also its plan.
 
     schedule: identity.  precision: "fp32", "fp16" or "int8".  weights: SHA-256 of the network's.  version: of odediff.
+    mark: of the weights, see `odediff.identity`; None: there are none, or the file is of before it.
     batch: None if the axis is dynamic.  memory: bytes of values that live at a time for one sample, 0: unknown.
     plan: JSON of a sampler's, None: a network.  form: "loop" or "unrolled".  prediction_options: guidance, clip,
     threshold, clip_eps that are in the graph.  ValueError: entries of another kind, a bad plan, schedule or shape.
@@ -57,6 +60,7 @@ class About:
     plan: str | None = None
     form: str | None = None
     prediction_options: dict[str, Any] | None = None
+    mark: list[float] | None = None
 
     def __post_init__(self) -> None:
         for name, kind in _KINDS.items():
@@ -76,6 +80,8 @@ class About:
         for name in ("batch", "num_classes"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
+        if self.mark is not None and not all(isinstance(one, float) and abs(one) < inf for one in self.mark):
+            raise ValueError(f"mark = {self.mark!r:.80} must be a list of finite numbers")
         if self.memory < 0:
             raise ValueError(f"memory = {self.memory} must be a number of bytes, or 0 for unknown")
         self.noise_schedule()
@@ -103,6 +109,7 @@ class About:
         if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
             raise ValueError(f"the metadata is not of the format {FORMAT}")
         names = {one.name for one in fields(cls)}
+        data.setdefault("mark", None)
         if set(data) != names:
             raise ValueError(f"missing keys {sorted(names - set(data))}, unknown keys {sorted(set(data) - names)}")
         try:

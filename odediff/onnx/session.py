@@ -17,7 +17,7 @@ from .describing import described
 from .graph import LARGEST
 from .live import peak_bytes
 from .loading import load
-from .metadata import KEY
+from .metadata import KEY, About
 from .network import bare, traced
 from .rewriting import simplify
 from .runtime import OnnxModel
@@ -42,10 +42,19 @@ def in_onnxruntime(model: Model) -> OnnxModel:
     bare(made)
     helper.set_model_props(made, {KEY: about.to_json()})
     folder = tempfile.TemporaryDirectory(prefix="odediff-")
-    path = Path(folder.name) / "network.onnx"
+    try:
+        file = _opened(made, Path(folder.name) / "network.onnx", model, about)
+    except BaseException:
+        folder.cleanup()
+        raise
+    weakref.finalize(file, folder.cleanup)
+    return file
+
+
+def _opened(made: onnx.ModelProto, path: Path, model: Model, about: About) -> OnnxModel:
     size = made.ByteSize()
     onnx.save(made, path, save_as_external_data=size > LARGEST, location="network.onnx.data")
-    parity.gap(path, model, None, precision)
+    parity.gap(path, model, None, about.precision)
     if model.device.type == "cuda":
         file = load(path, provider="cuda")
     else:
@@ -54,5 +63,4 @@ def in_onnxruntime(model: Model) -> OnnxModel:
         file = load(path, threads=threads, memory=memory)
     assert isinstance(file, OnnxModel)
     assert file.engine  # the session is made while the file is there
-    weakref.finalize(file, folder.cleanup)
     return file

@@ -81,7 +81,10 @@ class Form:
         return replace(self, lam=lam, feed=feed, weights=weights)
 
     def shortened(self, history: int) -> Form:
-        """The form with rows that read so many predictions, the newest."""
+        """The form with rows that read so many predictions, the newest: an allowed one stays allowed.
+
+        The share V of the older goes to the newest, and |w_0 + V| <= |w_0| + |V|: no row's sum of |w| grows.
+        """
         weights = self.weights.copy()
         weights[:, history:] = 0.0
         weights[:, 0] = 1.0 - weights[:, 1:].sum(1)

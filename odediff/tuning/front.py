@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..backends import choose, runner
+from ..backends import choose, prepared
 from ..choices import unknown
-from ..identity import mark
+from ..identity import mark_of
 from ..model import Model
 from ..noise import normal
 from ..philox import streams
@@ -34,6 +34,7 @@ from .report import Budget, Report, provenance
 from .student import Student
 
 ENGINES = ("levenberg", "ridge")
+_LEAST = {"n": 2, "validation": 2, "held_out": 16}  # the intervals of a certificate mean nothing on fewer
 _STREAMS = 2**62  # seeds of training, validation and held-out noise, far from those that samples are drawn with
 
 
@@ -84,7 +85,8 @@ def tune(
     noise; else that pair is.
 
     model: whatever `sample` takes.  nfe: a budget, or several, which share the references; (plan, report), or
-    ({nfe: plan}, report).  n, validation, held_out: noises to fit to, to stop by and to judge on.  seed: of them.
+    ({nfe: plan}, report).  n, validation, held_out: noises to fit to, to stop by and to judge on, 2, 2 and 16 or more.
+    seed: of them.
     label, guidance, clip, threshold: as in `odediff.Sampler`; a conditional model without label is fitted to all its
         classes in turn, and a guided plan is for its guidance only.
     engine: "levenberg", Levenberg-Marquardt on the ends; "ridge", rows in closed form and a search over the times,
@@ -127,7 +129,8 @@ def tune(
     target = _target(model, save)
     if folder is not None:
         check_folder(Path(folder), "references and steps")
-    student = Student(runner(choose(backend, model)[0], model), batch=batch, derivatives=derivatives, **options)
+    *_, net = prepared(backend, *choose(backend, model), model)
+    student = Student(net, batch=batch, derivatives=derivatives, **options)
     reference_plan(student, REFERENCE_NFE)
     _check_features(student, loss=loss, features=features)
     said = [None if one is None else one.tolist() for one in labels]
@@ -140,8 +143,9 @@ def tune(
                 for k, count in enumerate((n, validation, held_out))
             )
         )
-    about = {"mark": mark(model.net), "weights": _weights(model), "guidance": student.prediction.guidance}
-    about |= {"engine": engine, "samples": n, "seed": seed}
+    about: dict[str, Any] = {"mark": mark_of(model), "weights": _weights(model), "engine": engine}
+    about |= {"samples": n, "seed": seed, "guidance": student.prediction.guidance, "threshold": threshold}
+    about |= {"clip": None if threshold is not None else limited["clip"], "labels": _said_labels(model, label)}
     made, reports = {}, {}
     for budget in budgets:
         with tqdm(desc=f"nfe {budget}", disable=not progress, unit="step") as bar:
@@ -187,9 +191,9 @@ def _fit(
 
 def _check_numbers(counts: dict[str, Any], seed: Any) -> None:
     for name, value in counts.items():
-        least = 2 if name in ("n", "validation", "held_out") else 1
+        least, why = _LEAST.get(name, 1), ": intervals of fewer errors mean nothing" if name == "held_out" else ""
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} = {value!r} must be a whole number from {least} up")
+            raise ValueError(f"{name} = {value!r} must be a whole number from {least} up{why}")
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise ValueError(f"seed = {seed!r} must be a whole number from 0 to 2^32 - 1")
 
@@ -256,6 +260,14 @@ def _labels(model: Model, label: Label, n: int) -> Tensor | None:
     return given.reshape(-1).repeat(-(-n // given.numel()))[:n].to(model.device)
 
 
+def _said_labels(model: Model, label: Label) -> str | list[int] | None:
+    """What a plan says of the labels that it was fitted to: "all", those that were given, or None: there are none."""
+    given = None if model.num_classes is None or label is None else checked_label(model, label)
+    if given is None:
+        return None if model.num_classes is None else "all"
+    return sorted(set(given.reshape(-1).tolist()))
+
+
 def _target(model: Model, save: bool | str | Path) -> Path | None:
     if save is False:
         return None
@@ -278,7 +290,7 @@ def _key(student: Student, *settings: Any) -> str:
     """The name of a folder for these references. A network without weights is told by what it gives for one noise."""
     model = student.model
     net = _weights(model)
-    if mark(model.net) is None and getattr(model, "about", None) is None:
+    if mark_of(model) is None and getattr(model, "about", None) is None:
         x = normal(streams(0, 1), 0, model.shape, device=model.device, dtype=student.dtype)
         with evaluating(model):
             net = _hash(model(x, model.schedule.t_min).cpu().numpy().tobytes())
