@@ -26,7 +26,8 @@ def folder(tmp_path, monkeypatch):
 
 
 def arguments(**more):
-    given = {"nfe": [3], "ways": ["both"], "n": [8], "seeds": [0], "backend": "torch", "work": None, "iterations": 2}
+    given = {"nfe": [3], "ways": ["both"], "n": [8], "seeds": [0], "backend": "torch", "work": None}
+    given |= {"iterations": 2, "starts": 2}
     return argparse.Namespace(**given, **more)
 
 

@@ -168,7 +168,7 @@ def test_options_reach_the_library(folder, monkeypatch):
     assert seen == {"nfe": [4, 5, 6], "save": folder / "tuned", "folder": None, "progress": False}
     seen.clear()
     switches = ["--no-times", "--no-coefficients", "--no-first", "--fed", "--no-clip"]
-    named = {"n": 3, "validation": 4, "held_out": 5, "seed": 6, "iterations": 7, "patience": 8, "batch": 9}
+    named = {"n": 3, "validation": 4, "held_out": 5, "seed": 6, "iterations": 7, "patience": 8, "batch": 9, "starts": 2}
     named |= {"guidance": 1.5, "threshold": 0.9, "engine": "ridge", "derivatives": "exact", "backend": "auto"}
     given = [part for key, value in named.items() for part in (f"--{key.replace('_', '-')}", str(value))]
     main(["tune", str(folder), *given, *switches, "--label", "0-2", "--history", "2,4", "--work", "w", "--out", "o"])

@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from ..methods import plan as compile_plan
 from ..plans import Plan
 from ..schedule import Schedule
 from . import levenberg, ridge
 from .certificate import errors
-from .form import CLOSEST, Form, form_of
+from .form import Form, form_of
 from .probe import Probe
 from .student import Student
 
@@ -23,7 +22,7 @@ SHORT = 3  # predictions that rows read who do not read all
 _FEWEST = 8  # samples of the first stage
 _MORE = 4  # times as many in the next
 _START = 4  # samples on which every pair is tried as a start
-_LATE = (("deis_3", -3.2), ("ddim", -3.2), ("deis_3", -2.4), ("ddim", -2.4), ("ab2", -3.2), ("ab2", -2.4))
+_LATE = (-3.5, -3.0, -4.0, -2.5)  # lam at the first time of late starts
 MOST = 1 + len(_LATE)  # starts
 
 
@@ -102,8 +101,8 @@ def starts(
     student: Student, schedule: Schedule, builtin: dict[str, Plan], probe: Probe, settings: Settings
 ) -> dict[str, Form]:
     """Where fits begin: the built-in pair with the least error on validation noise of those that a form can hold, and
-    the first of `_LATE`: rows of a method at times even in lam, from the named one to the last of that pair. There the
-    first evaluation, of noise alone, is left out: it is worth little, and the valley is another."""
+    its rows with times drawn together, so that the first is late: an evaluation of noise alone is worth little, and
+    without it the valley is another."""
     free = {"first": settings.first, "times": settings.times, "fed": settings.fed}
     forms = {}
     for name, plan in builtin.items():
@@ -121,15 +120,12 @@ def starts(
     few = probe.part(slice(0, _START))
     ranked = sorted(forms, key=lambda name: error(name, few))
     best = min(ranked[:_START], key=lambda name: error(name, probe))
-    begin = {best: forms[best]}
+    begin, lam = {best: forms[best]}, forms[best].lam
     movable = settings.engine == "levenberg" and settings.first and settings.times and not student.model.integer_times
-    for name, begins in _LATE[: settings.starts - 1 if movable else 0]:
-        lam = np.linspace(begins, forms[best].lam[-1], len(forms[best].lam))
-        if begins > forms[best].bounds[0] and np.diff(lam).min() >= CLOSEST:
-            plan = compile_plan(name, schedule, len(lam), np.asarray(schedule.t_of_lam(lam)))
-            begin[f"{name} from {begins}"] = form_of(
-                schedule, plan, coefficients=settings.coefficients, **free
-            ).within()
+    for late in _LATE[: settings.starts - 1 if movable else 0]:
+        if lam[0] < late < lam[-1]:
+            drawn = lam[-1] + (lam - lam[-1]) * (lam[-1] - late) / (lam[-1] - lam[0])
+            begin[f"{best} from lam {late}"] = replace(forms[best], lam=drawn).within()
     return begin
 
 

@@ -22,7 +22,7 @@ from ..spaces import space_pair
 from ..trace import lower
 
 BOUND = 32.0  # largest sum of a row's |w|
-CLOSEST = 0.02  # in lam, between two states
+_CLOSEST = 0.02  # in lam, between two states
 _FARTHEST, _HEAVIEST = 0.5, 4.0  # what a time in lam, and a weight, may change by in one step
 _BASIS = np.longdouble
 
@@ -91,9 +91,9 @@ class Form:
         return replace(self, history=history, weights=weights if self.coefficients else self.weights)
 
     def within(self) -> Form:
-        """The nearest form that is allowed: times `CLOSEST` apart, rows of more than `BOUND` with less history."""
+        """The nearest form that is allowed: times `_CLOSEST` apart, rows of more than `BOUND` with less history."""
         _, high = self.bounds
-        gaps = CLOSEST * np.arange(self.nfe)
+        gaps = _CLOSEST * np.arange(self.nfe)
         lam = np.maximum.accumulate(self.lam - gaps) + gaps if self.times else self.lam
         if self.times:
             lam = np.minimum(lam, high - gaps[::-1])
@@ -122,7 +122,7 @@ class Form:
         """Whether times decrease, and every row's weights are bounded."""
         return bool(
             np.isfinite(self.numbers()).all()
-            and (np.diff(self.lam) >= CLOSEST).all()
+            and (np.diff(self.lam) >= _CLOSEST).all()
             and np.abs(self.weights).sum(1).max() <= BOUND
         )
 

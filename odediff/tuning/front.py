@@ -65,7 +65,7 @@ def tune(
     times: bool = True,
     fed: bool | None = None,
     coefficients: bool = True,
-    starts: int = 3,
+    starts: int = 2,
     iterations: int = 12,
     patience: int = 4,
     loss: Features | None = None,
@@ -81,7 +81,7 @@ def tune(
         minimise  mean_n rho(|f(x_n) - f(x0_n)|^2)  over lam[0..], w[i,1..]      formulas: docs/tuning.md
 
     where x_n is the plan's end from noise n and x0_n that of the converged flow. The fit starts from the best built-in
-    pair of method and grid and from rows that begin late, and is returned if it beats the best of all pairs on held-out
+    pair of method and grid and from the same begun later, and is returned if it beats the best of all pairs on held-out
     noise; else that pair is.
 
     model: whatever `sample` takes.  nfe: a budget, or several, which share the references; (plan, report), or
@@ -96,7 +96,7 @@ def tune(
     first: whether the first time is free too.  times, coefficients: whether those are.  fed: whether the time that the
         network is fed may differ from its state's; None: as levenberg fits times and coefficients, if the network takes
         fractional times.
-    starts: how many plans the fit begins from, 1, the best built-in pair, .. 7.
+    starts: how many plans the fit begins from, 1, the best built-in pair, .. 5.
     iterations, patience: steps of the last stage, fewer of those before it, and how many without gain on validation
         noise end one.
     loss: f, from samples (n, *shape) to features (n, ..); None: the samples themselves.  features: for a Frechet
