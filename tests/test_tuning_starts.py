@@ -1,0 +1,98 @@
+"""Where fits begin, and with how many samples they go on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from exact import SCHEDULES
+from tuned import exact
+
+import odediff
+from odediff import tune
+from odediff.tuning.fitting import MOST, Settings, _stages, starts
+from odediff.tuning.form import Form
+from odediff.tuning.probe import make_probe
+from odediff.tuning.student import Student
+
+COSINE = SCHEDULES["cosine"]
+SETTINGS = Settings("levenberg", (4, 3), True, True, True, True, 2, 12, 4)
+NAMES = ("ddim", "ab2", "dpmpp_2m")
+
+
+def begun(settings: Settings, schedule: odediff.schedule.Schedule = COSINE, **options: object) -> dict[str, Form]:
+    student = Student(exact(schedule=schedule, **options))
+    plans = {name: odediff.plan(name, schedule, 4, "logsnr", snap=student.model.integer_times) for name in NAMES}
+    return starts(student, schedule, plans, make_probe(student, 4, 1, None, None, None), settings)
+
+
+def test_late_starts_are_the_best_pair_with_its_times_drawn_together() -> None:
+    made = begun(replace(SETTINGS, starts=MOST))
+    (best, pair), *late = made.items()
+    assert best in NAMES and np.isclose(pair.lam[0], pair.bounds[0])
+    assert [name for name, _ in late] == [f"{best} from lam {lam}" for lam in (-3.5, -3.0, -4.0, -2.5)]
+    for (_, form), first in zip(late, (-3.5, -3.0, -4.0, -2.5), strict=True):
+        assert (form.lam[0], form.lam[-1]) == pytest.approx((first, pair.lam[-1]), abs=1e-12)
+        shares = (form.lam - form.lam[0]) / (form.lam[-1] - form.lam[0])
+        assert shares == pytest.approx((pair.lam - pair.lam[0]) / (pair.lam[-1] - pair.lam[0]), abs=1e-12)
+        assert (form.weights == pair.weights).all() and form.allowed() and form.fed
+
+
+def test_the_pair_is_the_one_of_least_error() -> None:
+    student = Student(exact(schedule=COSINE))
+    plans = {name: odediff.plan(name, COSINE, 4, "logsnr") for name in NAMES}
+    probe = make_probe(student, 16, 1, None, None, None)
+
+    def error(name: str) -> float:
+        e = (student.run(plans[name], probe.noise) - probe.x0).square().mean(1).sqrt().numpy()
+        return float(np.median(e) * np.sqrt(np.mean(e**2)))
+
+    assert next(iter(starts(student, COSINE, plans, probe, SETTINGS))) == min(NAMES, key=error)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        replace(SETTINGS, starts=1),
+        replace(SETTINGS, first=False),
+        replace(SETTINGS, times=False),
+        replace(SETTINGS, engine="ridge"),
+    ],
+    ids=["one start", "first time kept", "times kept", "ridge"],
+)
+def test_without_a_first_time_to_move_the_pair_is_the_only_start(settings: Settings) -> None:
+    assert len(begun(SETTINGS)) == 2
+    assert len(begun(settings)) == 1
+
+
+def test_a_network_of_whole_times_and_a_schedule_that_begins_late_have_no_late_start() -> None:
+    assert len(begun(SETTINGS, SCHEDULES["linear"], integer_times=True)) == 1
+    late = odediff.schedule.edm(sigma_max=15.0)  # lam = -2.7
+    assert len(begun(replace(SETTINGS, starts=MOST), late)) == 2
+
+
+@pytest.mark.parametrize(
+    ("n", "stages"), [(5, [(5, 12)]), (8, [(8, 12)]), (20, [(8, 8), (20, 12)]), (128, [(8, 8), (32, 8), (128, 12)])]
+)
+def test_stages_take_four_times_as_many_samples(n: int, stages: list[tuple[int, int]]) -> None:
+    assert _stages(SETTINGS, n, False) == [("levenberg", *stage) for stage in stages]
+    assert _stages(SETTINGS, n, True) == [("ridge", n, 12), ("levenberg", n, 12)]
+
+
+def test_fed_times_are_fitted_with_all_the_rest_by_levenberg_alone() -> None:
+    def off(**options: object) -> bool:
+        plan = tune(exact(schedule=COSINE), 3, n=4, validation=4, held_out=16, iterations=2, **options)[1][3].plan
+        lam = np.log(plan.alpha[1:-1] / plan.sigma[1:-1])
+        return bool(np.abs(COSINE.lam(plan.t[1:]) - lam).max() > 1e-6)
+
+    assert off()
+    for options in ({"fed": False}, {"times": False}, {"coefficients": False}, {"engine": "ridge"}):
+        assert not off(**options), options
+
+
+def test_more_starts_than_there_are_cost_no_evaluation() -> None:
+    model = exact(schedule=COSINE)
+    with pytest.raises(ValueError, match=f"starts = {MOST + 1}: .* are {MOST}"):
+        tune(model, 4, starts=MOST + 1)
+    assert model.net.calls == 0
