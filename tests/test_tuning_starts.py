@@ -23,7 +23,7 @@ NAMES = ("ddim", "ab2", "dpmpp_2m")
 
 def begun(settings: Settings, schedule: odediff.schedule.Schedule = COSINE, **options: object) -> dict[str, Form]:
     student = Student(exact(schedule=schedule, **options))
-    plans = {name: odediff.plan(name, schedule, 4, "logsnr", snap=student.model.integer_times) for name in NAMES}
+    plans = {name: odediff.plan(name, schedule, 4, "quadratic", snap=student.model.integer_times) for name in NAMES}
     return starts(student, schedule, plans, make_probe(student, 4, 1, None, None, None), settings)
 
 
@@ -41,7 +41,7 @@ def test_late_starts_are_the_best_pair_with_its_times_drawn_together() -> None:
 
 def test_the_pair_is_the_one_of_least_error() -> None:
     student = Student(exact(schedule=COSINE))
-    plans = {name: odediff.plan(name, COSINE, 4, "logsnr") for name in NAMES}
+    plans = {name: odediff.plan(name, COSINE, 4, "quadratic") for name in NAMES}
     probe = make_probe(student, 16, 1, None, None, None)
 
     def error(name: str) -> float:
