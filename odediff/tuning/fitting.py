@@ -143,7 +143,8 @@ class Fit:
 
     def __call__(self, begin: dict[str, Form]) -> Fitted:
         """A first stage from every start, with the first history, and from the best of them with the others too; from
-        the best of these on, each stage from where the one before ended. The best of all on validation noise."""
+        the best of these on, each stage from where the one before ended, and at last with the longest history, since
+        few samples favour short ones. The best of all on validation noise."""
         first, *others = self.settings.histories
         stages = _stages(self.settings, len(self.train.noise), self.student.model.integer_times)
         (engine, samples, steps), *later = stages
@@ -159,8 +160,10 @@ class Fit:
             found[leads, history] = self._stage(engine, samples, steps, history, begin[leads], f", from {leads}")
         name, history = least()
         at, best, error = found[name, history]
-        for engine, samples, steps in later:
-            at, there, now = self._stage(engine, samples, steps, history, at, "")
+        widest = max(self.settings.histories)
+        last = [(*stages[-1], widest)] if history < widest else []
+        for engine, samples, steps, reads in [(*stage, history) for stage in later] + last:
+            at, there, now = self._stage(engine, samples, steps, reads, at, "")
             if now < error:
                 best, error = there, now
         return Fitted(replace(best, times=self.settings.times), name, tuple(self.journal.records))
