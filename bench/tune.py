@@ -152,7 +152,7 @@ def _ddim_times(model: Model, nfe: int, n: int, seed: int, options: dict[str, An
     student = Student(prepared(backend, *choose(backend, model), model)[-1], **options)
     noise = make_probe(student, n, 2**62 + 3 * seed, _labels(model, n), None, None)
     at = form_of(model.schedule, odediff.plan("ddim", model.schedule, nfe, "quadratic"), coefficients=False)
-    for _, (made, _) in zip(range(20), steps(student, at, noise, None), strict=False):
+    for _, (made, _) in zip(range(40), steps(student, at, noise, None), strict=False):
         at = made
     return at.plan()
 
@@ -263,7 +263,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, nargs="+", default=[32])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--backend", default="onnx")
-    parser.add_argument("--iterations", type=int, default=12)
+    parser.add_argument("--iterations", type=int, default=40)
     parser.add_argument("--starts", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, help="keeps references and steps, so that a run that stopped goes on")

@@ -1,4 +1,4 @@
-"""One budget's fit: from built-in plans, with each history, few samples and then all, judged by validation noise."""
+"""One budget's fit: from built-in plans, with each history, few steps and then all, judged by validation noise."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from .probe import Probe
 from .student import Student
 
 SHORT = 3  # predictions that rows read who do not read all
-_FEWEST = 8  # samples of the first stage
-_MORE = 4  # times as many in the next
+_FIRST = 4  # share of the steps that a stage from a start has
 _START = 4  # samples on which every pair is tried as a start
 _LATE = (-3.5, -3.0, -4.0, -2.5)  # lam at the first time of late starts
 MOST = 1 + len(_LATE)  # starts
@@ -146,41 +145,37 @@ class Fit:
         the best of these on, each stage from where the one before ended, and at last with the longest history, since
         few samples favour short ones. The best of all on validation noise."""
         first, *others = self.settings.histories
-        stages = _stages(self.settings, len(self.train.noise), self.student.model.integer_times)
-        (engine, samples, steps), *later = stages
+        begins, *later = _stages(self.settings, self.student.model.integer_times)
         found: dict[tuple[str, int], tuple[Form, Form, float]] = {}
 
         def least() -> tuple[str, int]:
             return min(found, key=lambda one: found[one][2])
 
         for name in begin:
-            found[name, first] = self._stage(engine, samples, steps, first, begin[name], f", from {name}")
+            found[name, first] = self._stage(*begins, first, begin[name], f", from {name}")
         leads, _ = least()
         for history in others:
-            found[leads, history] = self._stage(engine, samples, steps, history, begin[leads], f", from {leads}")
+            found[leads, history] = self._stage(*begins, history, begin[leads], f", from {leads}")
         name, history = least()
         at, best, error = found[name, history]
         widest = max(self.settings.histories)
-        last = [(*stages[-1], widest)] if history < widest else []
-        for engine, samples, steps, reads in [(*stage, history) for stage in later] + last:
-            at, there, now = self._stage(engine, samples, steps, reads, at, "")
+        last = [(*later[-1], widest)] if later and history < widest else []
+        for engine, steps, reads in [(*stage, history) for stage in later] + last:
+            at, there, now = self._stage(engine, steps, reads, at, "")
             if now < error:
                 best, error = there, now
         return Fitted(replace(best, times=self.settings.times), name, tuple(self.journal.records))
 
-    def _stage(
-        self, engine: str, samples: int, steps: int, history: int, at: Form, said: str
-    ) -> tuple[Form, Form, float]:
+    def _stage(self, engine: str, steps: int, history: int, at: Form, said: str) -> tuple[Form, Form, float]:
         """Steps from a form: where they end, the best form on validation noise, and its mean error."""
         settings, journal = self.settings, self.journal
-        stage = f"{engine} {samples} samples, history {history}{said}"
+        stage = f"{engine}, history {history}{said}"
         free = replace(at, times=settings.times).shortened(history)
         if engine == "levenberg" and self.student.model.integer_times:
             free = replace(free, times=False)
         at, best, least = free, free, self._judged(stage, free, 1.0).mean
         if stage not in journal.ended and not _ended(journal.of(stage), steps, settings.patience):
-            some = self.train.part(slice(0, samples))
-            for made, loss in _steps(engine, self.student, free, some, journal.of(stage), self.features):
+            for made, loss in _steps(engine, self.student, free, self.train, journal.of(stage), self.features):
                 journal.add(self._judged(stage, made, loss))
                 self.tick(f"{stage}: validation {journal.records[-1].mean:.3g}")
                 if _ended(journal.of(stage), steps, settings.patience):
@@ -199,17 +194,13 @@ class Fit:
         return Record(stage, loss, float(np.sqrt(np.mean(e**2))), float(np.median(e)), float(np.mean(e)), numbers)
 
 
-def _stages(settings: Settings, n: int, whole_times: bool) -> list[tuple[str, int, int]]:
-    """(engine, samples, most steps) of each stage: the way to the valley needs few samples, its floor needs many."""
+def _stages(settings: Settings, whole_times: bool) -> list[tuple[str, int]]:
+    """(engine, most steps) of each stage."""
     most = settings.iterations
     if settings.engine == "ridge":
-        return [("ridge", n, most)]
-    samples, stages = min(n, _FEWEST), []
-    while samples < n:
-        stages.append(("levenberg", samples, max(1, 2 * most // 3)))
-        samples *= _MORE
-    stages.append(("levenberg", n, most))
-    return [("ridge", n, most), ("levenberg", n, most)] if whole_times else stages
+        return [("ridge", most)]
+    first = ("ridge", most) if whole_times else ("levenberg", -(-most // _FIRST))
+    return [first, ("levenberg", most)]
 
 
 def _steps(
@@ -224,9 +215,8 @@ def _steps(
     at = free.at(np.array(kept[-1].numbers)) if kept else free
     if engine == "ridge":
         return ridge.search(student, at, train, [record.train for record in kept])
-    if kept and kept[-1].train > 1 - levenberg.GAIN:  # it was the last
-        return iter(())
-    return levenberg.steps(student, at, train, features)
+    made = [(free.at(np.array(record.numbers)), record.train) for record in kept]
+    return levenberg.steps(student, free, train, features, made)
 
 
 def _ended(records: list[Record], steps: int, patience: int) -> bool:

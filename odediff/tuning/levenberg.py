@@ -1,16 +1,19 @@
 """Levenberg-Marquardt on the residuals at a plan's end, sample by sample.
 
-    minimise  mean_n rho(|r_n|^2),  r_n = f(x_n) - f(x0_n),  by steps  (H + mu diag H) s = -J' W r,  H = J' W J
+    minimise  mean_n rho(|r_n|^2),  r_n = f(x_n) - f(x0_n),  by steps  (H + mu diag H) s = -g
+    H = (H_k + H_{k-1}) / 2,   H_k = mean J' W J,   g = mean J' W r  over the samples of block k
 
 rho(e) = 2 s2 (sqrt(1 + e / s2) - 1), s2 the median of |r_n|^2: quadratic for most samples, linear for the few that end
 in another mode than their reference. A Jacobian costs as much as many runs of the plan (docs/tuning.md counts them), so
-every step tries mu over six decades and takes the best: the loss has narrow bends, in which a mu carried over from the
-step before stays large (More 1978 gives the method; the search is ours).
+a step takes it on one block of the samples, in turn, and tries mu over six decades on all of them (More 1978 gives the
+method; blocks and search are ours). The loss has narrow bends, in which a mu carried over from the step before stays
+large, and sharp minima, in which steps along the same samples end and steps along others do not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -23,32 +26,69 @@ from .student import Student
 
 Features = Callable[[Tensor], Tensor]
 DAMPINGS = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
-GAIN = 2e-3  # a step that lowers the loss by less than this share is the last
+BLOCK = 8  # samples of a Jacobian
+GAIN = 2e-3  # steps along all blocks that lower the loss by less than this share are the last
 _MEMORY = 2**26  # numbers in the tangents of one batch
 
 
-def steps(student: Student, form: Form, probe: Probe, features: Features | None) -> Iterator[tuple[Form, float]]:
-    """Steps that lower the loss on a probe, until none does: the form, and its loss over the one before."""
-    while len(form.numbers()):  # of a network that knows whole times only the coefficients alone are free, if they are
-        residuals = residual(student, form, probe, features)
-        square = residuals.square().mean(1)
-        scale = square.median().clamp_min(1e-20)
-        hessian, gradient = _normal(student, form, probe, residuals, 1 / (1 + square / scale).sqrt(), features)
-        now = _robust(square, scale)
-
-        loss, new = now, form
+def steps(
+    student: Student,
+    form: Form,
+    probe: Probe,
+    features: Features | None,
+    before: Sequence[tuple[Form, float]] = (),
+) -> Iterator[tuple[Form, float]]:
+    """Steps that lower the loss on a probe, until none does: the form, and its loss over the one before. A step that
+    finds nothing better leaves the form, with 1.  before: the steps that were made already, from the same form.
+    """
+    if not len(form.numbers()):  # of a network that knows whole times only the coefficients are free, if they are
+        return
+    blocks = _blocks(len(probe.noise))
+    made = [(form, 1.0), *before]
+    older = None
+    if before:
+        at = made[-2][0]
+        older, _ = _system(student, at, probe, residual(student, at, probe, features), blocks, len(made) - 2, features)
+    at = made[-1][0]
+    residuals = residual(student, at, probe, features)
+    while len(made) <= len(blocks) or np.prod([loss for _, loss in made[-len(blocks) :]]) <= 1 - GAIN:
+        newer, gradient = _system(student, at, probe, residuals, blocks, len(made) - 1, features)
+        hessian = newer if older is None or len(blocks) == 1 else (newer + older) / 2
+        scale = _scale(residuals)
+        now = loss = _robust(residuals, scale)
+        new, there = at, residuals
         for mu in DAMPINGS:
-            trial = form.at(form.numbers() + _solved(hessian, gradient, mu, form)).within()
+            trial = at.at(at.numbers() + _solved(hessian, gradient, mu, at)).within()
             if trial.allowed():
-                there = _robust(residual(student, trial, probe, features).square().mean(1), scale)
-                if there < loss:  # not so if it diverged to NaN
-                    loss, new = there, trial
-        if loss >= now:
-            return
-        yield new, loss / now
-        if loss > (1 - GAIN) * now:
-            return
-        form = new
+                r = residual(student, trial, probe, features)
+                if _robust(r, scale) < loss:  # not so if it diverged to NaN
+                    loss, new, there = _robust(r, scale), trial, r
+        made.append((new, loss / now if now else 1.0))
+        yield made[-1]
+        at, residuals, older = new, there, newer
+
+
+def _blocks(n: int) -> list[slice]:
+    """`BLOCK` samples or fewer each, as equal as may be."""
+    edges = np.linspace(0, n, -(-n // BLOCK) + 1).round().astype(int).tolist()
+    return [slice(a, b) for a, b in pairwise(edges)]
+
+
+def _system(
+    student: Student,
+    form: Form,
+    probe: Probe,
+    residuals: Tensor,
+    blocks: list[slice],
+    step: int,
+    features: Features | None,
+) -> tuple[Array, Array]:
+    """H_k and g of a step's block."""
+    block = blocks[step % len(blocks)]
+    part, r = probe.part(block), residuals[block]
+    weights = 1 / (1 + r.square().mean(1) / _scale(residuals)).sqrt()
+    hessian, gradient = _normal(student, form, part, r, weights, features)
+    return hessian / len(r), gradient / len(r)
 
 
 def _solved(hessian: Array, gradient: Array, mu: float, form: Form) -> Array:
@@ -80,8 +120,12 @@ def _seen(x: Tensor, features: Features | None) -> Tensor:
         return (x if features is None else features(x)).flatten(1).double()
 
 
-def _robust(square: Tensor, scale: Tensor) -> float:
-    return float((2 * scale * ((1 + square / scale).sqrt() - 1)).mean())
+def _scale(residuals: Tensor) -> Tensor:
+    return residuals.square().mean(1).median().clamp_min(1e-20)
+
+
+def _robust(residuals: Tensor, scale: Tensor) -> float:
+    return float((2 * scale * ((1 + residuals.square().mean(1) / scale).sqrt() - 1)).mean())
 
 
 def _normal(
