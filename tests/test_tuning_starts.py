@@ -1,4 +1,4 @@
-"""Where fits begin, and with how many samples they go on."""
+"""Where fits begin, and how many steps they have."""
 
 from __future__ import annotations
 
@@ -72,12 +72,12 @@ def test_a_network_of_whole_times_and_a_schedule_that_begins_late_have_no_late_s
     assert len(begun(replace(SETTINGS, starts=MOST), late)) == 2
 
 
-@pytest.mark.parametrize(
-    ("n", "stages"), [(5, [(5, 12)]), (8, [(8, 12)]), (20, [(8, 8), (20, 12)]), (128, [(8, 8), (32, 8), (128, 12)])]
-)
-def test_stages_take_four_times_as_many_samples(n: int, stages: list[tuple[int, int]]) -> None:
-    assert _stages(SETTINGS, n, False) == [("levenberg", *stage) for stage in stages]
-    assert _stages(SETTINGS, n, True) == [("ridge", n, 12), ("levenberg", n, 12)]
+@pytest.mark.parametrize(("iterations", "first"), [(1, 1), (12, 3), (40, 10), (41, 11)])
+def test_a_quarter_of_the_steps_chooses_the_start(iterations: int, first: int) -> None:
+    settings = replace(SETTINGS, iterations=iterations)
+    assert _stages(settings, False) == [("levenberg", first), ("levenberg", iterations)]
+    assert _stages(settings, True) == [("ridge", iterations), ("levenberg", iterations)]
+    assert _stages(replace(settings, engine="ridge"), False) == [("ridge", iterations)]
 
 
 def test_fed_times_are_fitted_with_all_the_rest_by_levenberg_alone() -> None:
