@@ -145,7 +145,8 @@ class Narrow(nn.Module):
         torch.manual_seed(0)
         self.first = nn.Conv2d(2, 4 if wider else 20, 3, stride=1 + wider, padding=1)
         self.middle = nn.Conv2d(4, 32, 3, padding=1) if wider else nn.Conv2d(20, 4, 3, padding=1)
-        self.last, self.up = nn.Conv2d(32 if wider else 4, 2, 3, padding=1), nn.Upsample(scale_factor=1 + wider)
+        self.last = nn.Conv2d(32 if wider else 4, 2, 3, padding=1)
+        self.up = nn.Upsample(scale_factor=2) if wider else nn.Identity()
 
     def forward(self, x, t):
         return self.last(self.middle(self.up(self.first(x).tanh()))) + t[:, None, None, None] / 1000
