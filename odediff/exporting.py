@@ -45,7 +45,7 @@ from .onnx.graph import LARGEST, body_of, opset_in
 from .onnx.inlined import Network, network_graph
 from .onnx.live import peak_bytes
 from .onnx.network import bare, traced
-from .onnx.quantize import quantized, recorded
+from .onnx.quantize import between, quantized, recorded
 from .onnx.rewriting import simplify
 from .onnx.sampler import FORMS, sampler_graph
 
@@ -136,10 +136,11 @@ def export(
     opset = opset_of(target) if opset is None else opset
     _check(model, path, batch, precision, opset, calibration)
     prediction = _prediction(model, plan, predict)
-    net, memory = _network(model, opset, batch, precision, prediction)
+    net, calls = _network(model, opset, batch, precision, prediction)
     if target == "onnxruntime" and not isinstance(model, OnnxModel):
-        cheaper(net.proto.graph)
+        cheaper(net.proto.graph, between(net.proto.graph) if precision == "int8" else ())
         simplify(net.proto)
+    memory = calls * peak_bytes(net.proto, net.names["sample"])
     bare(net.proto)
     if precision == "int8" and isinstance(model, Model):
         run = partial(_calibrate, model, plan, predict, CALIBRATION if calibration is None else calibration, batch)
@@ -247,7 +248,7 @@ def _prediction(model: Model | OnnxModel, plan: Plan | None, predict: dict[str, 
 def _network(
     model: Model | OnnxModel, opset: int, batch: int | None, precision: str, prediction: Prediction | None
 ) -> tuple[Network, int]:
-    """The network's graph, and the bytes that a sample takes in it. A guided one is called with twice the batch."""
+    """The network's graph, and its calls a sample: a guided one is called with twice the batch."""
     guided = prediction is not None and prediction.guidance not in (None, 0.0, 1.0)
     rows = None if batch is None else 2 * batch if guided else batch
     if isinstance(model, OnnxModel):
@@ -258,7 +259,7 @@ def _network(
     else:
         made = traced(model, opset=opset, batch=rows, precision="fp32" if precision == "int8" else precision)
         names = {one.name: one.name for one in (*made.graph.input, *made.graph.output)}
-    return Network(made, names), peak_bytes(made, names["sample"]) * (2 if guided else 1)
+    return Network(made, names), 2 if guided else 1
 
 
 def _calibrate(model: Model, plan: Plan | None, predict: dict[str, Any], n: int, batch: int | None) -> None:

@@ -13,7 +13,7 @@ import odediff
 from odediff.onnx.convolutions import cheaper
 from odediff.onnx.live import peak_bytes
 from odediff.onnx.network import traced
-from odediff.onnx.quantize import _between
+from odediff.onnx.quantize import between
 from odediff.onnx.rewriting import simplify
 
 
@@ -80,10 +80,17 @@ def test_both_forms_compute_the_same(batch, again):
         Twice(up=nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(20, 24, 3, padding=2, dilation=2))),
         Twice(up=nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(20, 24, 3, padding=1, groups=2))),
         Twice(up=nn.Sequential(nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(20, 24, 3, padding=1))),
-        Twice(up=nn.Sequential(nn.Upsample(scale_factor=(4, 2)), nn.Conv2d(20, 24, 3, stride=(2, 1), padding=1))),
+        Twice(
+            up=nn.Sequential(nn.Upsample(scale_factor=(4, 2)), nn.Conv2d(20, 24, 3, padding=1)),
+            last=nn.Conv2d(24, 2, 3, stride=(2, 1), padding=1),
+        ),
+        Twice(
+            up=nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(20, 24, 3, stride=2, padding=1)),
+            last=nn.ConvTranspose2d(24, 2, 4, stride=2, padding=1),
+        ),
         Twice(up=nn.Sequential(nn.Upsample(size=(6, 10)), nn.Conv2d(20, 24, 3, padding=1, padding_mode="circular"))),
     ],
-    ids=["5x5", "dilation", "groups", "bilinear", "other scales", "circular"],
+    ids=["5x5", "dilation", "groups", "bilinear", "other scales", "stride", "circular"],
 )
 def test_other_upsamplings_stay(net):
     before, after = graphs(net)
@@ -127,4 +134,40 @@ def test_exports_have_them_but_for_tensorrt(tmp_path):
 def test_int8_takes_the_phases_and_leaves_the_ends():
     _, after = graphs(Twice())
     convolutions = [node.name for node in after.graph.node if node.op_type == "Conv"]
-    assert _between(after.graph) == convolutions[1:]
+    assert between(after.graph) == convolutions[1:]
+
+
+class Narrow(nn.Module):
+    """Three convolutions, the middle one from many channels to a few; or behind an upsampling to more channels."""
+
+    def __init__(self, wider: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Conv2d(2, 4 if wider else 20, 3, stride=1 + wider, padding=1)
+        self.middle = nn.Conv2d(4, 32, 3, padding=1) if wider else nn.Conv2d(20, 4, 3, padding=1)
+        self.last = nn.Conv2d(32 if wider else 4, 2, 3, padding=1)
+        self.up = nn.Upsample(scale_factor=2) if wider else nn.Identity()
+
+    def forward(self, x, t):
+        return self.last(self.middle(self.up(self.first(x).tanh()))) + t[:, None, None, None] / 1000
+
+
+def narrow(wider: bool = False) -> odediff.Model:
+    net = Narrow(wider).eval()
+    return odediff.Model(net, schedule=odediff.schedule.linear(), prediction="v", shape=(2, 6, 10))
+
+
+def test_int8_quantises_what_would_be_turned_between_the_ends(tmp_path):
+    odediff.export(narrow(), tmp_path / "n.onnx", precision="int8", calibration=2)
+    made = onnx.load(tmp_path / "n.onnx")
+    assert (kinds(made)["Conv"], kinds(made)["ConvTranspose"]) == (3, 0)
+    int8 = [tuple(one.dims) for one in made.graph.initializer if one.data_type == onnx.TensorProto.INT8]
+    assert (4, 20, 3, 3) in int8
+    odediff.export(narrow(), tmp_path / "n.onnx")
+    assert kinds(onnx.load(tmp_path / "n.onnx"))["ConvTranspose"] == 1
+
+
+def test_a_file_says_what_a_sample_takes_in_the_graph_that_it_holds(tmp_path):
+    """The phases of 32 channels and the same side by side; before, the input of 4 at twice the size was beside them."""
+    odediff.export(narrow(wider=True), tmp_path / "n.onnx")
+    assert odediff.onnx.load(tmp_path / "n.onnx").about.memory >= 4 * 2 * 32 * 6 * 10

@@ -17,7 +17,7 @@ import odediff
 from odediff import exporting, parity
 from odediff.onnx.graph import body_of, value
 from odediff.onnx.network import traced
-from odediff.onnx.quantize import LAYERS, _between, quantized, recorded
+from odediff.onnx.quantize import LAYERS, between, quantized, recorded
 from odediff.onnx.tensorrt import check
 
 CLASSES = 3
@@ -145,7 +145,7 @@ def test_the_ends_are_found_by_the_way_of_the_data_and_not_of_its_shape():
         helper.make_node("Reshape", ["d", "size_out"], ["out_sample"]),
     ]
     ends = [value(name, ["batch", 2, 3, 3]) for name in ("sample", "out_sample")]
-    assert _between(helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)) == ["middle"]
+    assert between(helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)) == ["middle"]
 
 
 def test_weights_have_one_step_per_output_channel_and_are_rounded_to_it(files, plain):

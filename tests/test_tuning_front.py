@@ -280,6 +280,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"features": 3}, "features = 3 must be callable"),
     ({"times": False, "coefficients": False}, "nothing is left to tune"),
     ({"times": False, "history": 1}, "nothing is left to tune: times are not free"),
+    ({"fed": True, "engine": "ridge"}, "does not fit the times that are fed; use .levenberg."),
     ({"save": None}, "save = None must be True, False or a folder"),
     ({"save": __file__}, "the plans cannot be written to"),
     ({"folder": __file__}, "references and steps cannot be written to"),

@@ -12,6 +12,7 @@ precision would be rounded. The phases are those of Aitken et al. 2017, arXiv:17
 
 from __future__ import annotations
 
+from collections.abc import Container
 from itertools import product
 from typing import Any
 
@@ -28,8 +29,11 @@ PLAIN = {"auto_pad": b"NOTSET", "dilations": [1, 1], "group": 1, "pads": [0, 0, 
 TWICE = {"mode": b"nearest", "coordinate_transformation_mode": b"asymmetric", "nearest_mode": b"floor"}
 
 
-def cheaper(graph: GraphProto) -> None:
-    """Rewrite a graph's convolutions in place; shapes are read from its value_info. What is no longer read stays."""
+def cheaper(graph: GraphProto, kept: Container[str] = ()) -> None:
+    """Rewrite a graph's convolutions in place; shapes are read from its value_info. What is no longer read stays.
+
+    kept: names of convolutions that are not to become a ConvTranspose, which has no int8 in onnxruntime.
+    """
     constants = {tensor.name: tensor for tensor in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output}
     nodes: list[NodeProto] = []
@@ -42,7 +46,7 @@ def cheaper(graph: GraphProto) -> None:
         dims = dims_of(graph, small) if small else []
         if len(dims) == 4 and all(isinstance(dim, int) for dim in dims[1:]):
             nodes += _phases(graph, node, small, dims, weight)
-        elif weight.shape[1] >= MANY and len(weight) <= FEW:
+        elif weight.shape[1] >= MANY and len(weight) <= FEW and node.name not in kept:
             nodes.append(_turned(graph, node, weight))
         else:
             nodes.append(node)

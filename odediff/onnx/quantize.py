@@ -66,7 +66,7 @@ def quantized(made: onnx.ModelProto, feeds: Iterable[Feeds], *, zero_point: bool
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    names = _between(made.graph)
+    names = between(made.graph)
     if not names:
         raise ValueError(
             'precision = "int8" leaves the first and the last layer as they are, and this network has no convolution '
@@ -103,7 +103,7 @@ def quantized(made: onnx.ModelProto, feeds: Iterable[Feeds], *, zero_point: bool
     return done
 
 
-def _between(graph: onnx.GraphProto) -> list[str]:
+def between(graph: onnx.GraphProto) -> list[str]:
     """Names of the layers with constant weights, without those that no other separates from an end of the network."""
     weights = {tensor.name for tensor in graph.initializer if tensor.data_type == FLOAT}
     kinds = (*LAYERS, "ConvTranspose")

@@ -96,7 +96,8 @@ def tune(
     first: whether the first time is free too.  times, coefficients: whether those are.  fed: whether the time that the
         network is fed may differ from its state's; None: as levenberg fits times and coefficients, if the network takes
         fractional times.
-    starts: how many plans the fit begins from, 1, the best built-in pair, .. 5.
+    starts: how many plans the fit begins from, 1, the best built-in pair, .. 5; the late ones need levenberg, times and
+        a first time that are free, a network of fractional times, and a schedule that begins before them.
     iterations, patience: steps of the last stage, fewer of those before it, and how many without gain on validation
         noise end one.
     loss: f, from samples (n, *shape) to features (n, ..); None: the samples themselves.  features: for a Frechet
@@ -212,6 +213,8 @@ def _check_free(model: Model, settings: list[Settings]) -> None:
         raise ValueError("nothing is left to tune: times, coefficients and fed are all False")
     if not (one.times or one.fed) and any(max(of.histories) == 1 for of in settings):
         raise ValueError("nothing is left to tune: times are not free, and rows that read one prediction have no more")
+    if one.fed and one.engine == "ridge":
+        raise ValueError('fed = True: engine = "ridge" does not fit the times that are fed; use "levenberg"')
     if one.fed and model.integer_times:
         raise ValueError("fed = True needs a network of fractional times, this one knows whole times only")
 
