@@ -9,6 +9,7 @@ Problems: mnist, fashion (bench/networks), mnist_conditional (guidance 2), digit
 
     both            times, those that the network is fed too, and weights, Levenberg-Marquardt: `tune` as it comes
     unfed           the network is fed the times of its states
+    early           no late start
     times           times only, the weights of the built-in pair that it starts from
     coefficients    weights only, on the times of that pair
     ridge           both, without derivatives: rows in closed form, dynamic programming and coordinate search
@@ -58,6 +59,7 @@ LEADERS = 2  # settings of a family, by either measure
 WAYS: dict[str, dict[str, Any]] = {
     "both": {},
     "unfed": {"fed": False},
+    "early": {"starts": 1},
     "times": {"coefficients": False},
     "coefficients": {"times": False},
     "ridge": {"engine": "ridge"},
@@ -140,7 +142,7 @@ def _fitted(
     budget = report[nfe]
     c = budget.certificate
     about = {"start": budget.start, "certified": c.holds, "over_rmse": c.rmse, "over_median": c.median}
-    about |= {"evaluations": budget.evaluations, "steps": len(budget.records), **effort}
+    about |= {"evaluations": budget.evaluations, "steps": len(budget.records), **effort, **WAYS[way]}
     return budget.plan, about
 
 
