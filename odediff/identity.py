@@ -37,12 +37,12 @@ def mismatch(model: Any, plan_args: Mapping[str, Any], guidance: float | None) -
     fitted = plan_args.get("fitted")
     if not isinstance(fitted, Mapping):
         return None
-    here, there = mark_of(model), fitted.get("mark")
-    if here is not None and there is not None:
-        same = len(here) == len(there) and _near(here, there)
-    else:  # a file or a plan of before the mark has a hash; a callable has neither
-        about = getattr(model, "about", None)
-        same = about is None or not fitted.get("weights") or about.weights == fitted["weights"]
+    about = getattr(model, "about", None)  # an exported file says which weights it holds
+    if about is not None:
+        same = not fitted.get("weights") or about.weights == fitted["weights"]
+    else:
+        here, there = mark(model.net), fitted.get("mark")
+        same = here is None or there is None or (len(here) == len(there) and _near(here, there))
     if not same:
         return "the plan was fitted to another model, and such plans do not transfer: tune one for this (odediff.tune)"
     if (1.0 if guidance is None else guidance) != (1.0 if (there := fitted.get("guidance")) is None else there):

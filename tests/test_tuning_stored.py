@@ -14,7 +14,6 @@ import odediff
 from odediff import Plan, Sampler, export, load, plan, sample
 from odediff.identity import mark
 from odediff.nn import UNet
-from odediff.onnx.describing import weights_hash
 from odediff.stored import folder_of, stored_plan, write_plan
 from odediff.tuning import front, tune
 
@@ -174,15 +173,12 @@ def test_a_model_and_its_own_file_share_plans_and_another_models_warns(tmp_path:
     assert of_file.args["fitted"]["mark"] == of_torch.args["fitted"]["mark"] == mark(one.net)
     half = of(1)
     half.net.half()
-    said = {**of_torch.args["fitted"], "mark": mark(half.net), "weights": weights_hash(half)}
-    of_half = replace(of_torch, args={"fitted": said})
-    assert said["weights"] != file.about.weights
     object.__setattr__(older := odediff.onnx.load(made["one"].path), "about", replace(file.about, mark=None))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for table, model in ((of_file, one), (of_file, half), (of_torch, file), (of_torch, older), (of_half, file)):
+        for table, model in ((of_file, one), (of_file, half), (of_torch, file), (of_torch, older)):
             Sampler(model, table)
-    for table, model in ((of_file, other), (of_torch, others), (of_file, others), (of_half, others)):
+    for table, model in ((of_file, other), (of_torch, others), (of_file, others)):
         with pytest.warns(UserWarning, match="fitted to another model"):
             Sampler(model, table)
     export(file, tmp_path / "sampler.onnx", of_torch)

@@ -169,7 +169,7 @@ class Fit:
     def _stage(self, engine: str, steps: int, history: int, at: Form, said: str) -> tuple[Form, Form, float]:
         """Steps from a form: where they end, the best form on validation noise, and its mean error."""
         settings, journal = self.settings, self.journal
-        stage = f"{engine}, history {history}{said}"
+        stage = f"{engine} of history {history}{said}"
         free = replace(at, times=settings.times).shortened(history)
         if engine == "levenberg" and self.student.model.integer_times:
             free = replace(free, times=False)
