@@ -105,9 +105,10 @@ def ways(data: dict[str, Any]) -> list[str]:
     for plan in sorted(data["plans"], key=lambda p: (p["nfe"], p["way"], p["n"], p["seed"])):
         row = rows[plan["nfe"]].get(f"{plan['way']}, {plan['n']} samples, seed {plan['seed']}")
         if row is not None:
-            cells = [plan["nfe"], plan["way"], plan["n"], plan["seed"], f"{row['rmse']:.4f}", f"{row['median']:.4f}"]
-            found.append("| " + " | ".join(map(str, [*cells, f"{plan['cpu']:.0f}"])) + " |")
-    return ["| nfe | way | samples | seed | RMSE | median | CPU s |", "|---|---|---|---|---|---|---|", *found]
+            cells = [plan["nfe"], plan["way"], plan["n"], plan.get("iterations", ""), plan["seed"]]
+            cells += [f"{row['rmse']:.4f}", f"{row['median']:.4f}", f"{plan['cpu']:.0f}"]
+            found.append("| " + " | ".join(map(str, cells)) + " |")
+    return ["| nfe | way | samples | iterations | seed | RMSE | median | CPU s |", "|" + 8 * "---|", *found]
 
 
 def bars(known: dict[str, dict[str, Any]]) -> list[str]:
