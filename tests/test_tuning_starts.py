@@ -11,7 +11,7 @@ from tuned import exact
 
 import odediff
 from odediff import tune
-from odediff.tuning.fitting import MOST, Settings, _stages, starts
+from odediff.tuning.fitting import MOST_STARTS, Settings, _stages, starts
 from odediff.tuning.form import Form
 from odediff.tuning.probe import make_probe
 from odediff.tuning.student import Student
@@ -28,7 +28,7 @@ def begun(settings: Settings, schedule: odediff.schedule.Schedule = COSINE, **op
 
 
 def test_late_starts_are_the_best_pair_with_its_times_drawn_together() -> None:
-    made = begun(replace(SETTINGS, starts=MOST))
+    made = begun(replace(SETTINGS, starts=MOST_STARTS))
     (best, pair), *late = made.items()
     assert best in NAMES and np.isclose(pair.lam[0], pair.bounds[0])
     assert [name for name, _ in late] == [f"{best} from lam {lam}" for lam in (-3.5, -3.0, -4.0, -2.5)]
@@ -66,10 +66,11 @@ def test_without_a_first_time_to_move_the_pair_is_the_only_start(settings: Setti
     assert len(begun(settings)) == 1
 
 
-def test_a_network_of_whole_times_and_a_schedule_that_begins_late_have_no_late_start() -> None:
+def test_a_network_of_whole_times_has_no_late_start_and_a_schedule_those_that_are_on_it() -> None:
     assert len(begun(SETTINGS, SCHEDULES["linear"], integer_times=True)) == 1
     late = odediff.schedule.edm(sigma_max=15.0)  # lam = -2.7
-    assert len(begun(replace(SETTINGS, starts=MOST), late)) == 2
+    for count in (2, MOST_STARTS):  # the one that is on the schedule
+        assert [name.split()[-1] for name in list(begun(replace(SETTINGS, starts=count), late))[1:]] == ["-2.5"]
 
 
 @pytest.mark.parametrize(("iterations", "first"), [(1, 1), (12, 3), (40, 10), (41, 11)])
@@ -93,6 +94,6 @@ def test_fed_times_are_fitted_with_all_the_rest_by_levenberg_alone() -> None:
 
 def test_more_starts_than_there_are_cost_no_evaluation() -> None:
     model = exact(schedule=COSINE)
-    with pytest.raises(ValueError, match=f"starts = {MOST + 1}: .* are {MOST}"):
-        tune(model, 4, starts=MOST + 1)
+    with pytest.raises(ValueError, match="starts = 6: at most 5, the best built-in pair and late ones"):
+        tune(model, 4, starts=MOST_STARTS + 1)
     assert model.net.calls == 0

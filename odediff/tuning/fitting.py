@@ -19,10 +19,10 @@ from .probe import Probe
 from .student import Student
 
 SHORT = 3  # predictions that rows read who do not read all
-_FIRST = 4  # share of the steps that a stage from a start has
+_SHARE = 4  # a stage from a start has one in so many of the steps
 _START = 4  # samples on which every pair is tried as a start
 _LATE = (-3.5, -3.0, -4.0, -2.5)  # lam at the first time of late starts
-MOST = 1 + len(_LATE)  # starts
+MOST_STARTS = 1 + len(_LATE)
 
 
 @dataclass(frozen=True)
@@ -121,10 +121,10 @@ def starts(
     best = min(ranked[:_START], key=lambda name: error(name, probe))
     begin, lam = {best: forms[best]}, forms[best].lam
     movable = settings.engine == "levenberg" and settings.first and settings.times and not student.model.integer_times
-    for late in _LATE[: settings.starts - 1 if movable else 0]:
-        if lam[0] < late < lam[-1]:
-            drawn = lam[-1] + (lam - lam[-1]) * (lam[-1] - late) / (lam[-1] - lam[0])
-            begin[f"{best} from lam {late}"] = replace(forms[best], lam=drawn).within()
+    inside = [late for late in _LATE if movable and lam[0] < late < lam[-1]]
+    for late in inside[: settings.starts - 1]:
+        drawn = lam[-1] + (lam - lam[-1]) * (lam[-1] - late) / (lam[-1] - lam[0])
+        begin[f"{best} from lam {late}"] = replace(forms[best], lam=drawn).within()
     return begin
 
 
@@ -143,7 +143,7 @@ class Fit:
     def __call__(self, begin: dict[str, Form]) -> Fitted:
         """A first stage from every start, with the first history, and from the best of them with the others too; from
         the best of these on, each stage from where the one before ended, and at last with the longest history, since
-        few samples favour short ones. The best of all on validation noise."""
+        few steps favour short ones. The best of all on validation noise."""
         first, *others = self.settings.histories
         begins, *later = _stages(self.settings, self.student.model.integer_times)
         found: dict[tuple[str, int], tuple[Form, Form, float]] = {}
@@ -199,7 +199,7 @@ def _stages(settings: Settings, whole_times: bool) -> list[tuple[str, int]]:
     most = settings.iterations
     if settings.engine == "ridge":
         return [("ridge", most)]
-    first = ("ridge", most) if whole_times else ("levenberg", -(-most // _FIRST))
+    first = ("ridge", most) if whole_times else ("levenberg", -(-most // _SHARE))
     return [first, ("levenberg", most)]
 
 

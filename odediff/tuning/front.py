@@ -27,7 +27,7 @@ from ..prediction import Clip, Label, Prediction, checked_label
 from ..running import evaluating
 from ..stored import check_folder, folder_of, write_plan
 from .certificate import certify, pairs
-from .fitting import MOST, SHORT, Fit, Journal, Record, Settings, starts
+from .fitting import MOST_STARTS, SHORT, Fit, Journal, Record, Settings, starts
 from .levenberg import Features
 from .probe import REFERENCE_NFE, Probe, make_probe, reference_plan
 from .report import Budget, Report, provenance
@@ -113,8 +113,8 @@ def tune(
     budgets = _budgets(nfe)
     counts = {"n": n, "validation": validation, "held_out": held_out, "starts": starts, "iterations": iterations}
     _check_numbers({**counts, "patience": patience, "batch": batch}, seed)
-    if starts > MOST:
-        raise ValueError(f"starts = {starts}: the best built-in pair and {MOST - 1} late starts are {MOST}")
+    if starts > MOST_STARTS:
+        raise ValueError(f"starts = {starts}: at most {MOST_STARTS}, the best built-in pair and late ones")
     quantised = getattr(getattr(model, "about", None), "precision", "") == "int8"
     engine = _engine(engine, "ridge" if quantised else "levenberg", loss)
     if fed is None:

@@ -46,14 +46,14 @@ def steps(
     blocks = _blocks(len(probe.noise))
     made = [(form, 1.0), *before]
     older = None
-    if before:
+    if before and len(blocks) > 1:
         at = made[-2][0]
         older, _ = _system(student, at, probe, residual(student, at, probe, features), blocks, len(made) - 2, features)
     at = made[-1][0]
     residuals = residual(student, at, probe, features)
     while len(made) <= len(blocks) or np.prod([loss for _, loss in made[-len(blocks) :]]) <= 1 - GAIN:
         newer, gradient = _system(student, at, probe, residuals, blocks, len(made) - 1, features)
-        hessian = newer if older is None or len(blocks) == 1 else (newer + older) / 2
+        hessian = newer if older is None else (newer + older) / 2
         scale = _scale(residuals)
         now = loss = _robust(residuals, scale)
         new, there = at, residuals
@@ -61,11 +61,11 @@ def steps(
             trial = at.at(at.numbers() + _solved(hessian, gradient, mu, at)).within()
             if trial.allowed():
                 r = residual(student, trial, probe, features)
-                if _robust(r, scale) < loss:  # not so if it diverged to NaN
-                    loss, new, there = _robust(r, scale), trial, r
+                if (less := _robust(r, scale)) < loss:  # not so if it diverged to NaN
+                    loss, new, there = less, trial, r
         made.append((new, loss / now if now else 1.0))
         yield made[-1]
-        at, residuals, older = new, there, newer
+        at, residuals, older = new, there, newer if len(blocks) > 1 else None
 
 
 def _blocks(n: int) -> list[slice]:
