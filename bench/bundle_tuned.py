@@ -1,4 +1,4 @@
-"""Put the plans that `tune.py` fitted to a bundled model, as it comes, next to it: `solver="tuned"` finds them there.
+"""Put the plans that `tune.py` fitted to a bundled model next to it: `solver="tuned"` finds them there.
 
     python bench/bundle_tuned.py mnist --nfe 4 6 8 10
 

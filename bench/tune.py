@@ -7,7 +7,7 @@
 
 Problems: mnist, fashion (bench/networks), mnist_conditional (guidance 2), digits, modes (`problems.py`). Ways:
 
-    both            times, those that the network is fed too, and weights, Levenberg-Marquardt: `tune` as it comes
+    both            times, those that the network is fed too, and weights, Levenberg-Marquardt: `tune` unless told
     unfed           the network is fed the times of its states
     early           no late start
     times           times only, the weights of the built-in pair that it starts from

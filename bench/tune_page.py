@@ -57,7 +57,7 @@ def best(rows: dict[str, dict[str, Any]], kind: str, measure: str) -> dict[str, 
 
 
 def tuned(data: dict[str, Any], rows: dict[str, dict[str, Any]], nfe: int) -> dict[str, Any] | None:
-    """`tune` as it comes: the mean over its seeds at the samples that most seeds have."""
+    """The way "both": the mean over its seeds at the samples that most seeds have."""
     plans = [p for p in data["plans"] if p["nfe"] == nfe and p["way"] == "both"]
     if not plans:
         return None
@@ -217,7 +217,10 @@ def report() -> None:
         picture(known["mnist"])
     write_block("tune", "\n".join(lines), PAGE)
     if "mnist" in known:
-        said = f"Errors in x0 on fresh noise, the bundled model: RMSE, median. Built-in: {BUILT_IN}."
+        how = {(p["n"], p["iterations"]) for p in known["mnist"]["plans"] if p["way"] == "both"}
+        fitted = "; ".join(f"{n} noises and {steps} iterations" for n, steps in sorted(how))
+        said = "Errors in x0 on fresh noise, the bundled model: RMSE, median. "
+        said += f"Built-in: {BUILT_IN}. Fitted with {fitted}."
         write_block("tuned", "\n".join([said, "", *table(known["mnist"])]))
     print("\n".join(bars(known)))
 
