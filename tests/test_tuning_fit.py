@@ -106,45 +106,68 @@ def test_a_stationary_form_stays(fitted) -> None:
     assert list(levenberg.steps(student, steps[0][0], there, None)) == 3 * [(steps[0][0], 1.0)]
 
 
-@pytest.mark.parametrize(("n", "sizes"), [(2, [2]), (8, [8]), (9, [4, 5]), (20, [7, 6, 7]), (32, [8, 8, 8, 8])])
+@pytest.mark.parametrize(("n", "sizes"), [(2, [2]), (8, [8]), (9, [4, 5]), (20, [7, 6, 7]), (32, [8, 8, 8, 8]), (130, [32, 33, 33, 32])])
 def test_blocks_are_all_samples_once(n: int, sizes: list[int]) -> None:
     blocks = levenberg._blocks(n)
     assert [k for block in blocks for k in range(n)[block]] == list(range(n))
     assert [len(range(n)[block]) for block in blocks] == sizes
 
 
-def test_a_step_solves_the_mean_curvature_of_two_blocks_for_the_slope_of_one(fitted, monkeypatch) -> None:
-    """And the damping that is best on all samples is taken."""
-    student, train, made, steps = fitted
-    seen: list[tuple[np.ndarray, np.ndarray]] = []
+def test_a_step_solves_the_newest_models_of_all_blocks_moved_to_its_numbers(fitted, monkeypatch) -> None:
+    """And dampings are tried on all samples, from the largest down, until one is worse than the one before."""
+    student, train, made, _ = fitted
+    seen: list[tuple[np.ndarray, np.ndarray, float]] = []
     whole = levenberg._solved
 
     def kept(hessian, gradient, mu, form):
-        seen.append((hessian, gradient))
+        seen.append((hessian, gradient, mu))
         return whole(hessian, gradient, mu, form)
 
+    def loss(form, scale):
+        square = levenberg.residual(student, form, train, None).square().mean(1)
+        return float((2 * scale * ((1 + square / scale).sqrt() - 1)).mean())
+
     monkeypatch.setattr(levenberg, "_solved", kept)
-    found = list(islice(levenberg.steps(student, made, train, None), 2))
-    at, tried = found[0][0], len(levenberg.DAMPINGS)
-    r = [levenberg.residual(student, one, train, None) for one in (made, at)]
-    parts = []
-    for form, ends, block in ((made, r[0], slice(0, 8)), (at, r[1], slice(8, 16))):
+    forms, marks, found = [made], [0], levenberg.steps(student, made, train, None)
+    for _ in range(4):
+        forms.append(next(found)[0])
+        marks.append(len(seen))
+    here = forms[3].numbers()
+    hessians, slopes = [], []
+    for k in (1, 2, 3):  # of three blocks, each where it was linearised last
+        ends = levenberg.residual(student, forms[k], train, None)
+        block = slice(8 * (k % 3), 8 * (k % 3) + 8)
         square = ends.square().mean(1)
         w = 1 / (1 + square / square.median()).sqrt()
-        h, g = levenberg._normal(student, form, train.part(block), ends[block], w[block], None)
-        parts.append((h / 8, g / 8))
-    np.testing.assert_allclose(seen[0][0], parts[0][0], rtol=1e-9)
-    np.testing.assert_allclose(seen[tried][0], (parts[0][0] + parts[1][0]) / 2, rtol=1e-9)
-    np.testing.assert_allclose(seen[tried][1], parts[1][1], rtol=1e-9)
-    losses = []
-    for mu in levenberg.DAMPINGS:
-        trial = at.at(at.numbers() + whole(*seen[tried], mu, at)).within()
-        square = levenberg.residual(student, trial, train, None).square().mean(1)
-        scale = r[1].square().mean(1).median()
-        losses.append(float((2 * scale * ((1 + square / scale).sqrt() - 1)).mean()))
-    square = r[1].square().mean(1)
-    now = float((2 * scale * ((1 + square / scale).sqrt() - 1)).mean())
-    assert found[1][1] == pytest.approx(min(losses) / now, rel=1e-9)
+        h, g = levenberg._normal(student, forms[k], train.part(block), ends[block], w[block], None)
+        hessians.append(h / 8)
+        slopes.append(g / 8 + h / 8 @ (here - forms[k].numbers()))
+    np.testing.assert_allclose(seen[marks[3]][0], np.mean(hessians, 0), rtol=1e-9)
+    np.testing.assert_allclose(seen[marks[3]][1], np.mean(slopes, 0), rtol=1e-9)
+    for k in range(4):
+        scale = levenberg.residual(student, forms[k], train, None).square().mean(1).median()
+        tried = seen[marks[k] : marks[k + 1]]
+        assert tuple(mu for _, _, mu in tried) == levenberg.DAMPINGS[: len(tried)]
+        trials = [forms[k].at(forms[k].numbers() + whole(*one, forms[k])).within() for one in tried]
+        losses = [loss(trial, scale) for trial in trials]
+        best = int(np.argmin(losses))
+        assert losses[best] < loss(forms[k], scale) and np.array_equal(trials[best].numbers(), forms[k + 1].numbers())
+        assert best == len(tried) - 2 or (best == len(tried) - 1 and len(tried) == len(levenberg.DAMPINGS))
+        assert losses[: best + 1] == sorted(losses[: best + 1], reverse=True)
+
+
+def test_models_of_one_place_are_the_system_of_all_samples(fitted) -> None:
+    student, train, made, _ = fitted
+    r = levenberg.residual(student, made, train, None)
+    parts = [levenberg._quadratic(student, made, train, r, block, None) for block in levenberg._blocks(24)]
+    hessian, gradient = levenberg._joined(parts, made.numbers())
+    w = 1 / (1 + r.square().mean(1) / r.square().mean(1).median()).sqrt()
+    h, g = levenberg._normal(student, made, train, r, w, None)
+    np.testing.assert_allclose(hessian, h / 24, rtol=0, atol=1e-9 * np.abs(h).max())
+    np.testing.assert_allclose(gradient, g / 24, rtol=0, atol=1e-9 * np.abs(g).max())
+    moved = np.linspace(-1, 1, len(gradient))
+    _, there = levenberg._joined(parts, made.numbers() + moved)
+    np.testing.assert_allclose(there, gradient + hessian @ moved, rtol=0, atol=1e-9 * np.abs(there).max())
 
 
 def test_steps_go_on_from_those_that_were_made(fitted) -> None:

@@ -1,19 +1,22 @@
 """Levenberg-Marquardt on the residuals at a plan's end, sample by sample.
 
     minimise  mean_n rho(|r_n|^2),  r_n = f(x_n) - f(x0_n),  by steps  (H + mu diag H) s = -g
-    H = (H_k + H_{k-1}) / 2,   H_k = mean J' W J,   g = mean J' W r  over the samples of block k
+    H = mean_k H_k,   g = mean_k [g_k + H_k (p - p_k)],   H_k = mean J' W J,   g_k = mean J' W r  of block k at p_k
 
 rho(e) = 2 s2 (sqrt(1 + e / s2) - 1), s2 the median of |r_n|^2: quadratic for most samples, linear for the few that end
 in another mode than their reference. A Jacobian costs as much as many runs of the plan (docs/tuning.md counts them), so
-a step takes it on one block of the samples, in turn, and tries mu over six decades on all of them (More 1978 gives the
-method; blocks and search are ours). The loss has narrow bends, in which a mu carried over from the step before stays
-large, and sharp minima, in which steps along the same samples end and steps along others do not.
+a step takes it on one block of the samples, in turn. The other blocks keep the model of when they had theirs, moved to
+the numbers p of now (incremental Gauss-Newton, Bertsekas 1996): where steps become small, they are those of all samples
+at once. mu is searched on all samples (More 1978), from the largest down: the loss has narrow bends, in which a mu
+carried over from the step before stays large.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,10 +28,18 @@ from .probe import Probe
 from .student import Student
 
 Features = Callable[[Tensor], Tensor]
-DAMPINGS = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
-BLOCK = 8  # samples of a Jacobian
+DAMPINGS = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
+BLOCKS, LEAST = 4, 8  # a block is a quarter of the samples, or as many as this
 GAIN = 2e-3  # steps along all blocks that lower the loss by less than this share are the last
 _MEMORY = 2**26  # numbers in the tangents of one batch
+
+
+class Quadratic(NamedTuple):
+    """A block's loss near the free numbers `at`: H_k and g_k."""
+
+    at: Array
+    hessian: Array
+    gradient: Array
 
 
 def steps(
@@ -45,50 +56,55 @@ def steps(
         return
     blocks = _blocks(len(probe.noise))
     made = [(form, 1.0), *before]
-    older = None
-    if before and len(blocks) > 1:
-        at = made[-2][0]
-        older, _ = _system(student, at, probe, residual(student, at, probe, features), blocks, len(made) - 2, features)
+
+    def quadratic(k: int, residuals: Tensor | None = None) -> Quadratic:
+        at = made[k][0]
+        r = residual(student, at, probe, features) if residuals is None else residuals
+        return _quadratic(student, at, probe, r, blocks[k % len(blocks)], features)
+
+    last = len(made) - 1
+    models = deque((quadratic(k) for k in range(max(0, last + 1 - len(blocks)), last)), maxlen=len(blocks))
     at = made[-1][0]
     residuals = residual(student, at, probe, features)
     while len(made) <= len(blocks) or np.prod([loss for _, loss in made[-len(blocks) :]]) <= 1 - GAIN:
-        newer, gradient = _system(student, at, probe, residuals, blocks, len(made) - 1, features)
-        hessian = newer if older is None else (newer + older) / 2
+        models.append(quadratic(len(made) - 1, residuals))
+        hessian, gradient = _joined(models, at.numbers())
         scale = _scale(residuals)
         now = loss = _robust(residuals, scale)
         new, there = at, residuals
         for mu in DAMPINGS:
             trial = at.at(at.numbers() + _solved(hessian, gradient, mu, at)).within()
-            if trial.allowed():
-                r = residual(student, trial, probe, features)
-                if (less := _robust(r, scale)) < loss:  # not so if it diverged to NaN
-                    loss, new, there = less, trial, r
+            if not trial.allowed():
+                continue
+            r = residual(student, trial, probe, features)
+            if (less := _robust(r, scale)) < loss:  # not so if it diverged to NaN
+                loss, new, there = less, trial, r
+            elif loss < now:
+                break
         made.append((new, loss / now if now else 1.0))
         yield made[-1]
-        at, residuals, older = new, there, newer if len(blocks) > 1 else None
+        at, residuals = new, there
 
 
 def _blocks(n: int) -> list[slice]:
-    """`BLOCK` samples or fewer each, as equal as may be."""
-    edges = np.linspace(0, n, -(-n // BLOCK) + 1).round().astype(int).tolist()
+    """As equal as may be."""
+    edges = np.linspace(0, n, min(BLOCKS, -(-n // LEAST)) + 1).round().astype(int).tolist()
     return [slice(a, b) for a, b in pairwise(edges)]
 
 
-def _system(
-    student: Student,
-    form: Form,
-    probe: Probe,
-    residuals: Tensor,
-    blocks: list[slice],
-    step: int,
-    features: Features | None,
-) -> tuple[Array, Array]:
-    """H_k and g of a step's block."""
-    block = blocks[step % len(blocks)]
-    part, r = probe.part(block), residuals[block]
+def _quadratic(
+    student: Student, form: Form, probe: Probe, residuals: Tensor, block: slice, features: Features | None
+) -> Quadratic:
+    r = residuals[block]
     weights = 1 / (1 + r.square().mean(1) / _scale(residuals)).sqrt()
-    hessian, gradient = _normal(student, form, part, r, weights, features)
-    return hessian / len(r), gradient / len(r)
+    hessian, gradient = _normal(student, form, probe.part(block), r, weights, features)
+    return Quadratic(form.numbers(), hessian / len(r), gradient / len(r))
+
+
+def _joined(models: Iterable[Quadratic], numbers: Array) -> tuple[Array, Array]:
+    """H and g of all blocks' models at these numbers."""
+    slopes = [model.gradient + model.hessian @ (numbers - model.at) for model in models]
+    return np.mean([model.hessian for model in models], 0), np.mean(slopes, 0)
 
 
 def _solved(hessian: Array, gradient: Array, mu: float, form: Form) -> Array:
