@@ -34,6 +34,7 @@ from typing import Any
 if Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
     sys.path.append(sys.path.pop(0))  # bench/onnx.py is here, which would hide the package onnx
 
+import numpy as np
 import rivals
 import torch
 from common import RESULTS, environment, exact_float32
@@ -44,6 +45,7 @@ from work_precision import load, settings
 
 import odediff
 from odediff.model import Model
+from odediff.tuning.certificate import errors as plan_errors
 from odediff.tuning.certificate import pairs
 from odediff.tuning.form import form_of
 from odediff.tuning.probe import make_probe
@@ -167,6 +169,7 @@ def judge(name: str, args: argparse.Namespace) -> None:
     """Errors on two sets of fresh noise: all plans, our built-in pairs that lead, and the peers that lead."""
     model, options = subject(name)
     net = model.net
+    _on_training_noise(name, Student(model, **options))
     data = read(name)
     for seed in TEST_SEEDS:
         generator = torch.Generator().manual_seed(seed)
@@ -210,6 +213,20 @@ def judge(name: str, args: argparse.Namespace) -> None:
                 data["rows"].append({**row, **{k: float(f"{v:.4g}") for k, v in errors(x, truth).items()}})
             write(name, data)
     assert model.net is net
+
+
+def _on_training_noise(name: str, student: Student) -> None:
+    """Add to every plan its errors on the noise that it was fitted to."""
+    data, probes = read(name), {}
+    for made in tqdm(data["plans"], desc=f"{name}, training noise"):
+        if "train" in made:
+            continue
+        n, seed = made["n"], made["seed"]
+        if (n, seed) not in probes:
+            probes[n, seed] = make_probe(student, n, 2**62 + 3 * seed, _labels(student.model, n), None, None)
+        e = plan_errors(student, odediff.Plan.from_json(made["plan"]), probes[n, seed])
+        made["train"] = {"rmse": float((e**2).mean() ** 0.5), "median": float(np.median(e))}
+    write(name, data)
 
 
 def _truth(student: Student, noise: Tensor, labels: Tensor | None) -> tuple[Tensor, float]:

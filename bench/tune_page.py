@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib
 import torch
+import tune_frechet
 from common import README, write_block
 from tune import FOLDER, NFE, TEST_SEEDS, TESTS, _problem, _truth, subject
 from work_precision import settings
@@ -106,9 +107,26 @@ def ways(data: dict[str, Any]) -> list[str]:
         row = rows[plan["nfe"]].get(f"{plan['way']}, {plan['n']} samples, seed {plan['seed']}")
         if row is not None:
             cells = [plan["nfe"], plan["way"], plan["n"], plan.get("iterations", ""), plan["seed"]]
-            cells += [f"{row['rmse']:.4f}", f"{row['median']:.4f}", f"{plan['cpu']:.0f}"]
+            cells += [f"{of[m]:.4f}" for of in (row, plan["train"]) for m in ("rmse", "median")]
+            cells.append(f"{plan['cpu']:.0f}")
             found.append("| " + " | ".join(map(str, cells)) + " |")
-    return ["| nfe | way | samples | iterations | seed | RMSE | median | CPU s |", "|" + 8 * "---|", *found]
+    head = "| nfe | way | samples | iterations | seed | RMSE | median | RMSE, training noise | median, same | CPU s |"
+    return [head, "|" + 10 * "---|", *found]
+
+
+def distances() -> list[str]:
+    """Frechet distances of `tune_frechet.py`, to the flow's samples and to the test images."""
+    rows = {(row["problem"], row["nfe"], row["name"]): row for row in tune_frechet.known()}
+    names = ("tuned", "default", "best peer", "ddim")
+    lines = ["| network | nfe | " + " | ".join(names) + " |", "|" + (2 + len(names)) * "---|"]
+    for problem, nfe in dict.fromkeys(key[:2] for key in rows):
+        found = [rows.get((problem, nfe, name)) for name in names]
+        if None not in found:
+            cells = [f"{row['flow']:.2f}, {row['test']:.2f}" for row in found]  # type: ignore[index]
+            lines.append(f"| {problem} | {nfe} | " + " | ".join(cells) + " |")
+    flows = "; ".join(f"{problem} {row['test']:.2f}" for (problem, _, name), row in rows.items() if name == "flow")
+    note = f"FD of 128 features, {tune_frechet.N} samples from the same noise: to the converged flow's samples, and to "
+    return [*lines, "", note + f"the 10,000 test images. The flow's own distance to these: {flows}."] if rows else []
 
 
 def bars(known: dict[str, dict[str, Any]]) -> list[str]:
@@ -202,7 +220,7 @@ def report() -> None:
         made = table(data)
         lines += [f"**{name}**", "", *(made if len(made) > 2 else ["Fitted, and not judged on both sets."]), ""]
     lines += ["![median errors over evaluations](tuning/errors.png)", "", "Bars of the issue that asked for this:", ""]
-    lines += [*bars(known), "", "All plans that were fitted:", ""]
+    lines += [*bars(known), "", *distances(), "", "All plans that were fitted:", ""]
     for name, data in known.items():
         lines += [f"**{name}**", "", *ways(data), ""]
     machines = sorted({(p["device"], p["torch"], p["commit"]) for data in known.values() for p in data["plans"]})

@@ -73,3 +73,20 @@ def test_a_plan_that_only_one_set_of_noise_judged_is_left_out():
     data = measured(1.0, 0.5)
     data["rows"] = data["rows"][:-1]
     assert "both, 32 samples, seed 0" not in tune_page.averaged(data)[8]
+
+
+def test_frechet_distances_have_a_line_for_each_budget_that_is_whole(folder):
+    rows = [{"problem": "mnist", "nfe": 64, "name": "flow", "flow": 0.0, "test": 7.5}]
+    rows += [
+        {"problem": "mnist", "nfe": nfe, "name": name, "flow": 1.25 + k, "test": 9.0 + k}
+        for nfe in (5, 8)
+        for k, name in enumerate(("tuned", "default", "best peer", "ddim"))
+    ]
+    (folder / "frechet.json").write_text(json.dumps(rows[:-1]))
+    lines = tune_page.distances()
+    assert [line for line in lines if line.startswith("| mnist")] == [
+        "| mnist | 5 | 1.25, 9.00 | 2.25, 10.00 | 3.25, 11.00 | 4.25, 12.00 |"
+    ]
+    assert "mnist 7.50" in lines[-1]
+    (folder / "frechet.json").unlink()
+    assert tune_page.distances() == []

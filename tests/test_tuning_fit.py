@@ -106,7 +106,9 @@ def test_a_stationary_form_stays(fitted) -> None:
     assert list(levenberg.steps(student, steps[0][0], there, None)) == 3 * [(steps[0][0], 1.0)]
 
 
-@pytest.mark.parametrize(("n", "sizes"), [(2, [2]), (8, [8]), (9, [4, 5]), (20, [7, 6, 7]), (32, [8, 8, 8, 8]), (130, [32, 33, 33, 32])])
+@pytest.mark.parametrize(
+    ("n", "sizes"), [(2, [2]), (8, [8]), (9, [4, 5]), (20, [7, 6, 7]), (32, [8, 8, 8, 8]), (130, [32, 33, 33, 32])]
+)
 def test_blocks_are_all_samples_once(n: int, sizes: list[int]) -> None:
     blocks = levenberg._blocks(n)
     assert [k for block in blocks for k in range(n)[block]] == list(range(n))
