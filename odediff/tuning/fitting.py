@@ -142,8 +142,9 @@ class Fit:
 
     def __call__(self, begin: dict[str, Form]) -> Fitted:
         """A first stage from every start, with the first history, and from the best of them with the others too; from
-        the best of these on, each stage from where the one before ended, and at last with the longest history, since
-        few steps favour short ones. The best of all on validation noise."""
+        the best of these on, each stage from where the one before ended: as long a stage again if a shorter history
+        won, and then all steps with the longest, since few steps favour short ones. The best of all on validation
+        noise."""
         first, *others = self.settings.histories
         begins, *later = _stages(self.settings, self.student.model.integer_times)
         found: dict[tuple[str, int], tuple[Form, Form, float]] = {}
@@ -159,11 +160,11 @@ class Fit:
         name, history = least()
         at, best, error = found[name, history]
         widest = max(self.settings.histories)
-        last = [(*later[-1], widest)] if later and history < widest else []
-        for engine, steps, reads in [(*stage, history) for stage in later] + last:
-            at, there, now = self._stage(engine, steps, reads, at, "")
-            if now < error:
-                best, error = there, now
+        for engine, steps in later:
+            for reads, most in [(widest, steps)] if history == widest else [(history, begins[1]), (widest, steps)]:
+                at, there, now = self._stage(engine, most, reads, at, "")
+                if now < error:
+                    best, error = there, now
         return Fitted(replace(best, times=self.settings.times), name, tuple(self.journal.records))
 
     def _stage(self, engine: str, steps: int, history: int, at: Form, said: str) -> tuple[Form, Form, float]:

@@ -66,7 +66,7 @@ def tune(
     fed: bool | None = None,
     coefficients: bool = True,
     starts: int = 2,
-    iterations: int = 20,
+    iterations: int = 18,
     patience: int = 12,
     loss: Features | None = None,
     features: Features | None = None,
