@@ -11,7 +11,7 @@ from tuned import exact
 
 import odediff
 from odediff import tune
-from odediff.tuning.fitting import MOST_STARTS, Settings, _stages, starts
+from odediff.tuning.fitting import MOST_STARTS, Fit, Journal, Settings, _stages, starts
 from odediff.tuning.form import Form
 from odediff.tuning.probe import make_probe
 from odediff.tuning.student import Student
@@ -97,3 +97,52 @@ def test_more_starts_than_there_are_cost_no_evaluation() -> None:
     with pytest.raises(ValueError, match="starts = 6: at most 5, the best built-in pair and late ones"):
         tune(model, 4, starts=MOST_STARTS + 1)
     assert model.net.calls == 0
+
+
+LONG, SHORT = ("levenberg", 4, 4), ("levenberg", 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("whole_times", "want", "errors", "winner", "best"),
+    [
+        (False, [LONG, SHORT, ("levenberg", 12, 4)], [1.0, 2.0, 0.5], 0, 2),
+        (False, [LONG, SHORT, SHORT, ("levenberg", 12, 4)], [2.0, 1.0, 0.7, 0.8], 1, 2),
+        (False, [LONG, SHORT, SHORT, ("levenberg", 12, 4)], [2.0, 1.0, 1.1, 1.2], 1, 1),
+        (
+            True,
+            [("ridge", 12, 4), ("ridge", 12, 3), ("levenberg", 12, 3), ("levenberg", 12, 4)],
+            [2, 1, 0.9, 0.8],
+            1,
+            3,
+        ),
+    ],
+    ids=["long", "short", "no gain later", "whole times"],
+)
+def test_all_steps_are_for_the_longest_history(
+    whole_times: bool,
+    want: list[tuple[str, int, int]],
+    errors: list[float],
+    winner: int,
+    best: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A shorter one that won has one stage more before these; each begins where the one before ended."""
+    student = Student(exact(schedule=SCHEDULES["linear"], integer_times=whole_times))
+    ((name, start),) = begun(replace(SETTINGS, starts=1), SCHEDULES["linear"]).items()
+    made: list[tuple[str, int, int]] = []
+    begins, ends, bests = [], [], []
+
+    def stage(self: Fit, engine: str, steps: int, history: int, at: Form, said: str) -> tuple[Form, Form, float]:
+        made.append((engine, steps, history))
+        begins.append(at)
+        ends.append(replace(at))
+        bests.append(replace(at, history=history))
+        return ends[-1], bests[-1], errors[len(made) - 1]
+
+    monkeypatch.setattr(Fit, "_stage", stage)
+    probe = make_probe(student, 4, 1, None, None, None)
+    found = Fit(student, probe, probe, SETTINGS, Journal(None), None, lambda said: None)({name: start})
+    assert made == want and found.start == name
+    assert begins[0] is start and begins[1] is start and begins[2] is ends[winner]
+    assert all(begins[k] is ends[k - 1] for k in range(3, len(made)))
+    assert found.form.history == bests[best].history == want[best][2]
