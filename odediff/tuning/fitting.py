@@ -141,34 +141,37 @@ class Fit:
     tick: Callable[[str], None]
 
     def __call__(self, begin: dict[str, Form]) -> Fitted:
-        """A first stage from every start, with the first history, and from the best of them with the others too; from
-        the best of these on, each stage from where the one before ended: as long a stage again if a shorter history
-        won, and then all steps with the longest, since few steps favour short ones. The best of all on validation
-        noise."""
+        """A first stage from every start, with the first history, and from the best of them with the others too. The
+        best of these goes on, as many steps as the last stage has; if its history is a shorter one, as many as it had,
+        and the last stage is the longest's, since few steps favour short ones. So it is after an engine that fits the
+        times alone. The best of all on validation noise."""
         first, *others = self.settings.histories
-        begins, *later = _stages(self.settings, self.student.model.integer_times)
+        (engine, steps), *later = _stages(self.settings, self.student.model.integer_times)
         found: dict[tuple[str, int], tuple[Form, Form, float]] = {}
 
         def least() -> tuple[str, int]:
             return min(found, key=lambda one: found[one][2])
 
         for name in begin:
-            found[name, first] = self._stage(*begins, first, begin[name], f", from {name}")
+            found[name, first] = self._stage(engine, steps, first, begin[name], f", from {name}")
         leads, _ = least()
         for history in others:
-            found[leads, history] = self._stage(*begins, history, begin[leads], f", from {leads}")
+            found[leads, history] = self._stage(engine, steps, history, begin[leads], f", from {leads}")
         name, history = least()
-        at, best, error = found[name, history]
+        ends = [found[name, history]]
         widest = max(self.settings.histories)
-        for engine, steps in later:
-            for reads, most in [(widest, steps)] if history == widest else [(history, begins[1]), (widest, steps)]:
-                at, there, now = self._stage(engine, most, reads, at, "")
-                if now < error:
-                    best, error = there, now
+        for last, most in later:
+            if last == engine:
+                more = most if history == widest else steps
+                ends.append(self._stage(engine, steps + more, history, begin[name], f", from {name}"))
+            if last != engine or history != widest:
+                ends.append(self._stage(last, most, widest, ends[-1][0], ""))
+        _, best, _ = min(ends, key=lambda one: one[2])
         return Fitted(replace(best, times=self.settings.times), name, tuple(self.journal.records))
 
     def _stage(self, engine: str, steps: int, history: int, at: Form, said: str) -> tuple[Form, Form, float]:
-        """Steps from a form: where they end, the best form on validation noise, and its mean error."""
+        """So many steps from a form, those that the journal has of this stage among them: where they end, the best form
+        on validation noise, and its mean error."""
         settings, journal = self.settings, self.journal
         stage = f"{engine} of history {history}{said}"
         free = replace(at, times=settings.times).shortened(history)
@@ -181,7 +184,8 @@ class Fit:
                 self.tick(f"{stage}: validation {journal.records[-1].mean:.3g}")
                 if _ended(journal.of(stage), steps, settings.patience):
                     break
-            journal.end(stage)
+            else:
+                journal.end(stage)
         for record in journal.of(stage):
             at = free.at(np.array(record.numbers))
             if record.mean < least:
