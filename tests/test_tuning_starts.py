@@ -103,12 +103,24 @@ LONG, SHORT = ("levenberg", 4, 4), ("levenberg", 4, 3)
 
 
 @pytest.mark.parametrize(
-    ("whole_times", "want", "errors", "winner", "best"),
+    ("whole_times", "want", "errors", "froms", "best"),
     [
-        (False, [LONG, SHORT, ("levenberg", 16, 4)], [1.0, 2.0, 0.5], 0, 2),
-        (False, [LONG, SHORT, ("levenberg", 8, 3), ("levenberg", 12, 4)], [2.0, 1.0, 0.7, 0.8], 1, 2),
-        (False, [LONG, SHORT, ("levenberg", 8, 3), ("levenberg", 12, 4)], [2.0, 1.0, 1.1, 1.2], 1, 1),
-        (True, [("ridge", 12, 4), ("ridge", 12, 3), ("levenberg", 12, 4)], [2.0, 1.0, 0.9], 1, 2),
+        (False, [LONG, SHORT, ("levenberg", 16, 4)], [1.0, 2.0, 0.5], [None, None, None], 2),
+        (
+            False,
+            [LONG, SHORT, ("levenberg", 8, 3), ("levenberg", 12, 4)],
+            [2.0, 1.0, 0.7, 0.8],
+            [None, None, None, 2],
+            2,
+        ),
+        (
+            False,
+            [LONG, SHORT, ("levenberg", 8, 3), ("levenberg", 12, 4)],
+            [2.0, 1.0, 1.1, 1.2],
+            [None, None, None, 2],
+            1,
+        ),
+        (True, [("ridge", 12, 4), ("ridge", 12, 3), ("levenberg", 12, 4)], [2.0, 1.0, 0.9], [None, None, 1], 2),
     ],
     ids=["long", "short", "no gain later", "whole times"],
 )
@@ -116,7 +128,7 @@ def test_all_steps_are_for_the_longest_history(
     whole_times: bool,
     want: list[tuple[str, int, int]],
     errors: list[float],
-    winner: int,
+    froms: list[int | None],
     best: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -137,7 +149,5 @@ def test_all_steps_are_for_the_longest_history(
     probe = make_probe(student, 4, 1, None, None, None)
     found = Fit(student, probe, probe, SETTINGS, Journal(None), None, lambda said: None)({name: start})
     assert made == want and found.start == name
-    assert all(begin is start for begin in (begins if len(want) == 3 and not whole_times else begins[:-1]))
-    if len(want) == 4 or whole_times:
-        assert begins[-1] is ends[winner if whole_times else 2]
+    assert all(begin is (start if k is None else ends[k]) for begin, k in zip(begins, froms, strict=True))
     assert found.form.history == bests[best].history == want[best][2]
