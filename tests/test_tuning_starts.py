@@ -31,8 +31,8 @@ def test_late_starts_are_the_best_pair_with_its_times_drawn_together() -> None:
     made = begun(replace(SETTINGS, starts=MOST_STARTS))
     (best, pair), *late = made.items()
     assert best in NAMES and np.isclose(pair.lam[0], pair.bounds[0])
-    assert [name for name, _ in late] == [f"{best} from lam {lam}" for lam in (-3.5, -3.0, -4.0, -2.5)]
-    for (_, form), first in zip(late, (-3.5, -3.0, -4.0, -2.5), strict=True):
+    assert [name for name, _ in late] == [f"{best} from lam {lam}" for lam in (-3.5, -4.0, -3.0, -2.5)]
+    for (_, form), first in zip(late, (-3.5, -4.0, -3.0, -2.5), strict=True):
         assert (form.lam[0], form.lam[-1]) == pytest.approx((first, pair.lam[-1]), abs=1e-12)
         shares = (form.lam - form.lam[0]) / (form.lam[-1] - form.lam[0])
         assert shares == pytest.approx((pair.lam - pair.lam[0]) / (pair.lam[-1] - pair.lam[0]), abs=1e-12)

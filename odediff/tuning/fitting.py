@@ -21,7 +21,7 @@ from .student import Student
 SHORT = 3  # predictions that rows read who do not read all
 _SHARE = 3  # a stage from a start has one in so many of the steps
 _START = 4  # samples on which every pair is tried as a start
-_LATE = (-3.5, -3.0, -4.0, -2.5)  # lam at the first time of late starts
+_LATE = (-3.5, -4.0, -3.0, -2.5)  # lam at the first time of late starts
 MOST_STARTS = 1 + len(_LATE)
 
 
