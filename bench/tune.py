@@ -217,15 +217,19 @@ def judge(name: str, args: argparse.Namespace) -> None:
 
 def _on_training_noise(name: str, student: Student) -> None:
     """Add to every plan its errors on the noise that it was fitted to."""
-    data, probes = read(name), {}
-    for made in tqdm(data["plans"], desc=f"{name}, training noise"):
-        if "train" in made:
-            continue
-        n, seed = made["n"], made["seed"]
-        if (n, seed) not in probes:
-            probes[n, seed] = make_probe(student, n, 2**62 + 3 * seed, _labels(student.model, n), None, None)
-        e = plan_errors(student, odediff.Plan.from_json(made["plan"]), probes[n, seed])
-        made["train"] = {"rmse": float((e**2).mean() ** 0.5), "median": float(np.median(e))}
+    probes: dict[Any, Any] = {}
+    found: dict[str, dict[str, float]] = {}
+    for made in tqdm(read(name)["plans"], desc=f"{name}, training noise"):
+        if "train" not in made:
+            n, seed = made["n"], made["seed"]
+            if (n, seed) not in probes:
+                probes[n, seed] = make_probe(student, n, 2**62 + 3 * seed, _labels(student.model, n), None, None)
+            e = plan_errors(student, odediff.Plan.from_json(made["plan"]), probes[n, seed])
+            found[made["plan"]] = {"rmse": float((e**2).mean() ** 0.5), "median": float(np.median(e))}
+    data = read(name)  # a fit may have added to it
+    for made in data["plans"]:
+        if made["plan"] in found:
+            made["train"] = found[made["plan"]]
     write(name, data)
 
 

@@ -4,22 +4,26 @@
 
 FD(NAME_cnn128), of 128 features, to the converged flow's samples from the same noise, which is the solver's part, and
 to the test images, which is the network's too. The plans are those of `tune.py`, seed 0; the peer is the one that
-`tune.py judge` found best by median. Kept in `results/tune/frechet.json`; `tune.py report` writes the table.
+`tune.py judge` found best by median, so fit and judge come first. Kept in `results/tune/frechet.json`; `tune.py report`
+writes the table.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import rivals
 import torch
 import tune
+from common import environment
 from frechet import Features, frechet
 from torch import Tensor
-from tune import _problem, read, subject
+from tune_page import averaged, best, frechet_rows
+from work_precision import settings
 
 import odediff
 from odediff.backends import choose, prepared
@@ -29,62 +33,51 @@ N, SEED, REFERENCE_NFE = 1000, 2001, 64
 IMAGES = {"mnist": "mnist.npz", "fashion": "fashion_mnist.npz"}
 
 
-def runs(name: str, nfe: int, student: Student, noise: Tensor) -> dict[str, Any]:
-    """What is drawn at a budget: name -> a function that gives the samples."""
-    import rivals
-    from tune_page import averaged, best
-    from work_precision import settings
+def runs(name: str, nfe: int, student: Student, noise: Tensor) -> dict[str, tuple[str, Callable[[], Tensor]]]:
+    """What is drawn at a budget: name -> what it is in full, and a function that gives the samples.
 
-    data, model = read(name), student.model
+    ValueError: a budget without a plan or a judged peer.
+    """
+    data, model = tune.read(name), student.model
     plans = [p for p in data["plans"] if (p["nfe"], p["way"], p["n"], p["seed"]) == (nfe, "both", 32, 0)]
-    tuned = odediff.Plan.from_json(plans[0]["plan"])
     peer = best(averaged(data)[nfe], "peer", "median")
-    assert peer is not None
+    if not plans or peer is None:
+        raise ValueError(f"{name} at {nfe} evaluations was not fitted and judged; bench/tune.py does both")
+    tuned = odediff.Plan.from_json(plans[0]["plan"])
     family, option = peer["name"].split(" ", 1)
     setting = next(one for one in settings(family, False) if one.name == option)
-    problem = _problem(name, model, noise, None, {})
+    problem = tune._problem(name, model, noise, None, {})
+    plain, ddim = odediff.plan(None, model.schedule, nfe), odediff.plan("ddim", model.schedule, nfe, "uniform")
     return {
-        "tuned": lambda: student.run(tuned, noise),
-        "default": lambda: student.run(odediff.plan(None, model.schedule, nfe), noise),
-        "ddim": lambda: student.run(odediff.plan("ddim", model.schedule, nfe, "uniform"), noise),
-        "best peer": lambda: rivals.measure(problem, setting, nfe)[0],
+        "tuned": (plans[0]["plan"], lambda: student.run(tuned, noise)),
+        "default": (plain.to_json(), lambda: student.run(plain, noise)),
+        "ddim": (ddim.to_json(), lambda: student.run(ddim, noise)),
+        "best peer": (peer["name"], lambda: rivals.measure(problem, setting, nfe)[0]),
     }
 
 
-def known() -> list[dict[str, Any]]:
-    """The rows that were measured."""
-    path = tune.FOLDER / "frechet.json"
-    return json.loads(path.read_text()) if path.is_file() else []
-
-
 def measure(name: str, budgets: list[int], data: Path) -> None:
-    """Add what is missing of a network's rows."""
-    rows = known()
+    """Add what is missing of a network's rows, or was of another plan."""
     features = Features(data / f"{name}_cnn128.safetensors", torch.device("cpu"))
     with np.load(data / IMAGES[name]) as images:
         test = features(torch.from_numpy(images["x_test"])[:, None].float() / 255)
-    model, _ = subject(name)
+    model, _ = tune.subject(name)
     student = Student(prepared("onnx", *choose("onnx", model), model)[-1])
     noise = torch.randn(N, *model.shape, generator=torch.Generator().manual_seed(SEED))
-
-    def seen(x: Tensor) -> Tensor:
-        return features((x.float().clamp(-1, 1) + 1) / 2)
-
-    schedule = model.schedule
-    flow = odediff.plan("abm4", schedule, REFERENCE_NFE, "asinh", space="flow", variable="t")
-    there = seen(student.run(flow, noise))
-    rows = [row for row in rows if (row["problem"], row["name"]) != (name, "flow")]
-    rows.append({"problem": name, "nfe": REFERENCE_NFE, "name": "flow", "flow": 0.0, "test": frechet(there, test)})
-    for nfe in budgets:
-        for what, run in runs(name, nfe, student, noise).items():
-            if any((row["problem"], row["nfe"], row["name"]) == (name, nfe, what) for row in rows):
-                continue
-            f = seen(run())
-            rows.append(
-                {"problem": name, "nfe": nfe, "name": what, "flow": frechet(f, there), "test": frechet(f, test)}
-            )
-            print(rows[-1], flush=True)
-            (tune.FOLDER / "frechet.json").write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
+    flow = odediff.plan("abm4", model.schedule, REFERENCE_NFE, "asinh", space="flow", variable="t")
+    wanted = [(nfe, what, *run) for nfe in budgets for what, run in runs(name, nfe, student, noise).items()]
+    wanted = [(REFERENCE_NFE, "flow", flow.to_json(), lambda: student.run(flow, noise)), *wanted]
+    there: Tensor | None = None
+    for nfe, what, plan, run in wanted:
+        key = {"problem": name, "nfe": nfe, "name": what}
+        if what != "flow" and any(row | key | {"plan": plan} == row for row in frechet_rows()):
+            continue
+        f = features((run().float().clamp(-1, 1) + 1) / 2)
+        there = f if there is None else there
+        made = {**key, "n": N, "flow": frechet(f, there), "test": frechet(f, test), **environment(), "plan": plan}
+        rows = [row for row in frechet_rows() if row | key != row] + [made]
+        (tune.FOLDER / "frechet.json").write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
+        print(name, nfe, what, made["flow"], made["test"], flush=True)
 
 
 def main() -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import matplotlib
 import torch
-import tune_frechet
 from common import README, write_block
 from tune import FOLDER, NFE, TEST_SEEDS, TESTS, _problem, _truth, subject
 from work_precision import settings
@@ -107,26 +106,39 @@ def ways(data: dict[str, Any]) -> list[str]:
         row = rows[plan["nfe"]].get(f"{plan['way']}, {plan['n']} samples, seed {plan['seed']}")
         if row is not None:
             cells = [plan["nfe"], plan["way"], plan["n"], plan.get("iterations", ""), plan["seed"]]
-            cells += [f"{of[m]:.4f}" for of in (row, plan["train"]) for m in ("rmse", "median")]
+            train = plan.get("train")  # `tune.py judge` adds it
+            cells += [f"{of[m]:.4f}" if of else "" for of in (row, train) for m in ("rmse", "median")]
             cells.append(f"{plan['cpu']:.0f}")
             found.append("| " + " | ".join(map(str, cells)) + " |")
     head = "| nfe | way | samples | iterations | seed | RMSE | median | RMSE, training noise | median, same | CPU s |"
     return [head, "|" + 10 * "---|", *found]
 
 
+def frechet_rows() -> list[dict[str, Any]]:
+    """What `tune_frechet.py` measured."""
+    path = FOLDER / "frechet.json"
+    return json.loads(path.read_text()) if path.is_file() else []
+
+
 def distances() -> list[str]:
-    """Frechet distances of `tune_frechet.py`, to the flow's samples and to the test images."""
-    rows = {(row["problem"], row["nfe"], row["name"]): row for row in tune_frechet.known()}
+    """Frechet distances of samples, to the flow's and to the test images."""
+    rows = {(row["problem"], row["nfe"], row["name"]): row for row in frechet_rows()}
     names = ("tuned", "default", "best peer", "ddim")
-    lines = ["| network | nfe | " + " | ".join(names) + " |", "|" + (2 + len(names)) * "---|"]
+    lines = []
     for problem, nfe in dict.fromkeys(key[:2] for key in rows):
         found = [rows.get((problem, nfe, name)) for name in names]
         if None not in found:
             cells = [f"{row['flow']:.2f}, {row['test']:.2f}" for row in found]  # type: ignore[index]
             lines.append(f"| {problem} | {nfe} | " + " | ".join(cells) + " |")
-    flows = "; ".join(f"{problem} {row['test']:.2f}" for (problem, _, name), row in rows.items() if name == "flow")
-    note = f"FD of 128 features, {tune_frechet.N} samples from the same noise: to the converged flow's samples, and to "
-    return [*lines, "", note + f"the 10,000 test images. The flow's own distance to these: {flows}."] if rows else []
+    if not lines:
+        return []
+    flows = [(problem, row) for (problem, _, name), row in rows.items() if name == "flow"]
+    said = "; ".join(f"{problem} {row['test']:.2f}" for problem, row in flows)
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in rows.values()))
+    note = f"FD(NAME_cnn128) of {flows[0][1]['n']} samples from the same noise, to the converged flow's and to the "
+    note += f"10,000 test images. The flow's own to these: {said}. `bench/tune_frechet.py`, commit {commits}."
+    head = ["| network | nfe | " + " | ".join(names) + " |", "|" + (2 + len(names)) * "---|"]
+    return [note, "", *head, *lines, ""]
 
 
 def bars(known: dict[str, dict[str, Any]]) -> list[str]:
@@ -220,7 +232,7 @@ def report() -> None:
         made = table(data)
         lines += [f"**{name}**", "", *(made if len(made) > 2 else ["Fitted, and not judged on both sets."]), ""]
     lines += ["![median errors over evaluations](tuning/errors.png)", "", "Bars of the issue that asked for this:", ""]
-    lines += [*bars(known), "", *distances(), "", "All plans that were fitted:", ""]
+    lines += [*bars(known), "", *distances(), "All plans that were fitted:", ""]
     for name, data in known.items():
         lines += [f"**{name}**", "", *ways(data), ""]
     machines = sorted({(p["device"], p["torch"], p["commit"]) for data in known.values() for p in data["plans"]})

@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import odediff
@@ -15,7 +16,10 @@ sys.path.append(str(Path(__file__).parent.parent / "bench"))  # last: bench/onnx
 
 import rivals
 import tune
+import tune_frechet
 import tune_page
+
+tune_problem = tune._problem
 
 
 @pytest.fixture
@@ -41,13 +45,17 @@ def test_a_fit_is_kept_once_and_judged_beside_a_peer(folder, monkeypatch):
     (made,) = json.loads((folder / "modes.json").read_text())["plans"]
     assert odediff.Plan.from_json(made["plan"]).nfe == made["nfe"] == 3
     tune.judge("modes", arguments())
+    (made,) = json.loads((folder / "modes.json").read_text())["plans"]
+    assert 0 < made["train"]["median"] <= made["train"]["rmse"]
     rows = json.loads((folder / "modes.json").read_text())["rows"]
     assert {row["test"] for row in rows} == set(tune.TEST_SEEDS)
     kinds = {row["kind"] for row in rows}
     assert kinds == {"tuned", "built-in", "peer"}
     mine, peer = (next(row for row in rows if row["kind"] == kind) for kind in ("tuned", "peer"))
     assert 0 < mine["median"] < peer["median"]
-    assert len(tune_page.table(json.loads((folder / "modes.json").read_text()))) == 3
+    data = json.loads((folder / "modes.json").read_text())
+    assert len(tune_page.table(data)) == 3
+    assert f"| {made['train']['rmse']:.4f} | {made['train']['median']:.4f} |" in tune_page.ways(data)[-1]
 
 
 def measured(peer, mine):
@@ -76,9 +84,10 @@ def test_a_plan_that_only_one_set_of_noise_judged_is_left_out():
 
 
 def test_frechet_distances_have_a_line_for_each_budget_that_is_whole(folder):
-    rows = [{"problem": "mnist", "nfe": 64, "name": "flow", "flow": 0.0, "test": 7.5}]
+    about = {"problem": "mnist", "n": 10, "commit": "abc"}
+    rows = [{**about, "nfe": 64, "name": "flow", "flow": 0.0, "test": 7.5}]
     rows += [
-        {"problem": "mnist", "nfe": nfe, "name": name, "flow": 1.25 + k, "test": 9.0 + k}
+        {**about, "nfe": nfe, "name": name, "flow": 1.25 + k, "test": 9.0 + k}
         for nfe in (5, 8)
         for k, name in enumerate(("tuned", "default", "best peer", "ddim"))
     ]
@@ -87,6 +96,45 @@ def test_frechet_distances_have_a_line_for_each_budget_that_is_whole(folder):
     assert [line for line in lines if line.startswith("| mnist")] == [
         "| mnist | 5 | 1.25, 9.00 | 2.25, 10.00 | 3.25, 11.00 | 4.25, 12.00 |"
     ]
-    assert "mnist 7.50" in lines[-1]
+    assert "mnist 7.50" in lines[0] and "10 samples" in lines[0] and "commit abc" in lines[0]
     (folder / "frechet.json").unlink()
     assert tune_page.distances() == []
+
+
+def test_frechet_distances_are_measured_once_for_a_plan(folder, monkeypatch, tmp_path):
+    """Of a small network in place of the bundled one: the flow's to itself is 0, and only a new plan is drawn again."""
+
+    class Seen:
+        def __init__(self, path, device):
+            assert path.name == "mnist_cnn128.safetensors"
+
+        def __call__(self, images):
+            return images.double().flatten(1)[:, :2]
+
+    model, _ = tune.subject("modes")
+    ddim = next(one for one in rivals.diffusers_settings() if one.method == "DDIMScheduler")
+    plan = odediff.plan("ddim", model.schedule, 3, "quadratic").to_json()
+    row = {"nfe": 3, "name": f"{ddim.family} {ddim.name}", "kind": "peer", "rmse": 1.0, "median": 1.0}
+    known = {
+        "plans": [{"nfe": 3, "way": "both", "n": 32, "seed": 0, "plan": plan}],
+        "rows": [{**row, "test": seed} for seed in tune.TEST_SEEDS],
+    }
+    tune.write("mnist", known)
+    np.savez(tmp_path / "mnist.npz", x_test=np.random.default_rng(0).integers(0, 255, (40, 28, 28), dtype=np.uint8))
+    monkeypatch.setattr(tune_frechet, "Features", Seen)
+    monkeypatch.setattr(tune_frechet, "N", 12)
+    monkeypatch.setattr(tune_frechet, "prepared", lambda *args: (model,))
+    monkeypatch.setattr(tune_frechet, "choose", lambda *args: ())
+    monkeypatch.setattr(tune, "subject", lambda name: (model, {}))
+    monkeypatch.setattr(tune, "_problem", lambda *args: tune_problem("modes", *args[1:]))
+    tune_frechet.measure("mnist", [3], tmp_path)
+    rows = tune_page.frechet_rows()
+    assert [row["name"] for row in rows] == ["flow", "tuned", "default", "ddim", "best peer"]
+    assert rows[0]["flow"] == pytest.approx(0, abs=1e-6) and all(row["flow"] > 1e-4 for row in rows[1:])
+    known["plans"][0]["plan"] = odediff.plan("ab2", model.schedule, 3, "quadratic").to_json()
+    tune.write("mnist", known)
+    tune_frechet.measure("mnist", [3], tmp_path)
+    again = {row["name"]: row for row in tune_page.frechet_rows()}
+    assert len(again) == 5 and again["tuned"]["flow"] != rows[1]["flow"] and again["ddim"] == rows[3]
+    with pytest.raises(ValueError, match="mnist at 4 evaluations was not fitted and judged"):
+        tune_frechet.measure("mnist", [4], tmp_path)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +14,8 @@ from tuned import exact
 
 import odediff
 from odediff import tune
-from odediff.tuning.fitting import MOST_STARTS, Fit, Journal, Settings, _stages, starts
+from odediff.tuning import levenberg
+from odediff.tuning.fitting import MOST_STARTS, Fit, Fitted, Journal, Settings, _stages, starts
 from odediff.tuning.form import Form
 from odediff.tuning.probe import make_probe
 from odediff.tuning.student import Student
@@ -151,3 +155,31 @@ def test_all_steps_are_for_the_longest_history(
     assert made == want and found.start == name
     assert all(begin is (start if k is None else ends[k]) for begin, k in zip(begins, froms, strict=True))
     assert found.form.history == bests[best].history == want[best][2]
+
+
+@pytest.mark.parametrize("cut", [None, 1, 2, 5, 8])
+def test_a_stage_that_goes_on_makes_the_steps_of_one(cut: int | None, tmp_path: Path) -> None:
+    """A third first, then all the rest, of three blocks, interrupted or not: as if it had never stopped."""
+    student = Student(exact(schedule=COSINE))
+    train, validation = (make_probe(student, n, seed, None, None, None) for n, seed in ((24, 1), (8, 2)))
+    begin = begun(replace(SETTINGS, starts=1))
+    (start,) = begin.values()
+    settings = replace(SETTINGS, histories=(4,), iterations=6, patience=20)
+
+    def fit(tick: Callable[[str], None]) -> Fitted:
+        return Fit(student, train, validation, settings, Journal(tmp_path / "fit.jsonl"), None, tick)(begin)
+
+    ticks: list[str] = []
+
+    def stopped(said: str) -> None:
+        ticks.append(said)
+        if len(ticks) == cut:
+            raise KeyboardInterrupt
+
+    if cut is not None:
+        with pytest.raises(KeyboardInterrupt):
+            fit(stopped)
+    found = fit(ticks.append)
+    want = [form.numbers().tolist() for form, _ in islice(levenberg.steps(student, start, train, None), 8)]
+    assert [list(record.numbers) for record in found.records] == want and len(ticks) == len(want) == 8
+    assert len({record.stage for record in found.records}) == 1

@@ -143,8 +143,8 @@ class Fit:
     def __call__(self, begin: dict[str, Form]) -> Fitted:
         """A first stage from every start, with the first history, and from the best of them with the others too. The
         best of these goes on, as many steps as the last stage has; if its history is a shorter one, as many as it had,
-        and the last stage is the longest's, since few steps favour short ones. So it is after an engine that fits the
-        times alone. The best of all on validation noise."""
+        and the last stage is the longest's, since few steps favour short ones. After ridge, for a network of whole
+        times, the last stage begins at once. The best of all on validation noise."""
         first, *others = self.settings.histories
         (engine, steps), *later = _stages(self.settings, self.student.model.integer_times)
         found: dict[tuple[str, int], tuple[Form, Form, float]] = {}

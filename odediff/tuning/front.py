@@ -35,6 +35,7 @@ from .student import Student
 
 ENGINES = ("levenberg", "ridge")
 _LEAST = {"n": 2, "validation": 2, "held_out": 16}  # the intervals of a certificate mean nothing on fewer
+_ALGORITHM = 2  # of fits: one goes on with steps of its own kind only
 _STREAMS = 2**62  # seeds of training, validation and held-out noise, far from those that samples are drawn with
 
 
@@ -309,7 +310,7 @@ def _journal(student: Student, settings: Settings, nfe: int, loss: Features | No
     if loss is not None:
         with torch.no_grad():
             seen = _hash(loss(probe.noise[:1]).cpu().numpy().tobytes())
-    return f"fit-{nfe}-{_hash(repr((settings, kept, seen, *exact)).encode())}.jsonl"
+    return f"fit-{nfe}-{_hash(repr((_ALGORITHM, settings, kept, seen, *exact)).encode())}.jsonl"
 
 
 def _hash(said: bytes) -> str:

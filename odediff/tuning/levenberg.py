@@ -1,14 +1,14 @@
 """Levenberg-Marquardt on the residuals at a plan's end, sample by sample.
 
     minimise  mean_n rho(|r_n|^2),  r_n = f(x_n) - f(x0_n),  by steps  (H + mu diag H) s = -g
-    H = mean_k H_k,   g = mean_k [g_k + H_k (p - p_k)],   H_k = mean J' W J,   g_k = mean J' W r  of block k at p_k
+    H = sum_k H_k,   g = sum_k [g_k + H_k (p - p_k)],   H_k = sum J' W J,   g_k = sum J' W r  over block k at p_k
 
 rho(e) = 2 s2 (sqrt(1 + e / s2) - 1), s2 the median of |r_n|^2: quadratic for most samples, linear for the few that end
 in another mode than their reference. A Jacobian costs as much as many runs of the plan (docs/tuning.md counts them), so
-a step takes it on one block of the samples, in turn. The other blocks keep the model of when they had theirs, moved to
-the numbers p of now (incremental Gauss-Newton, Bertsekas 1996): where steps become small, they are those of all samples
-at once. mu is searched on all samples (More 1978), from the largest down: the loss has narrow bends, in which a mu
-carried over from the step before stays large.
+a step takes it on one block of the samples, in turn. The blocks that had theirs keep the model of then, moved to the
+numbers p of now (incremental Gauss-Newton, after Bertsekas 1996): after one round, and where steps become small, they
+are those of all samples at once. mu is searched on all samples (More 1978), from the largest down: the loss has narrow
+bends, in which a mu carried over from the step before stays large.
 """
 
 from __future__ import annotations
@@ -29,17 +29,22 @@ from .student import Student
 
 Features = Callable[[Tensor], Tensor]
 DAMPINGS = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
-BLOCKS, LEAST = 4, 8  # a block is a quarter of the samples, or as many as this
+BLOCKS, LEAST = 4, 8  # blocks of the samples at most, and samples of a block at least, where there are so many
 GAIN = 2e-3  # steps along all blocks that lower the loss by less than this share are the last
 _MEMORY = 2**26  # numbers in the tangents of one batch
 
 
 class Quadratic(NamedTuple):
-    """A block's loss near the free numbers `at`: H_k and g_k."""
+    """A block's loss near these free numbers: H_k and g_k."""
 
-    at: Array
+    numbers: Array
     hessian: Array
     gradient: Array
+
+    @property
+    def finite(self) -> bool:
+        """Whether the network was, all around."""
+        return bool(np.isfinite(self.hessian).all() and np.isfinite(self.gradient).all())
 
 
 def steps(
@@ -57,17 +62,17 @@ def steps(
     blocks = _blocks(len(probe.noise))
     made = [(form, 1.0), *before]
 
-    def quadratic(k: int, residuals: Tensor | None = None) -> Quadratic:
+    def model(k: int, residuals: Tensor | None = None) -> Quadratic:
         at = made[k][0]
         r = residual(student, at, probe, features) if residuals is None else residuals
         return _quadratic(student, at, probe, r, blocks[k % len(blocks)], features)
 
     last = len(made) - 1
-    models = deque((quadratic(k) for k in range(max(0, last + 1 - len(blocks)), last)), maxlen=len(blocks))
+    models = deque((model(k) for k in range(max(0, last + 1 - len(blocks)), last)), maxlen=len(blocks))
     at = made[-1][0]
     residuals = residual(student, at, probe, features)
     while len(made) <= len(blocks) or np.prod([loss for _, loss in made[-len(blocks) :]]) <= 1 - GAIN:
-        models.append(quadratic(len(made) - 1, residuals))
+        models.append(model(len(made) - 1, residuals))
         hessian, gradient = _joined(models, at.numbers())
         scale = _scale(residuals)
         now = loss = _robust(residuals, scale)
@@ -87,24 +92,25 @@ def steps(
 
 
 def _blocks(n: int) -> list[slice]:
-    """As equal as may be."""
-    edges = np.linspace(0, n, min(BLOCKS, -(-n // LEAST)) + 1).round().astype(int).tolist()
+    """The samples of each block, as many in one as in another or one more."""
+    edges = np.linspace(0, n, max(1, min(BLOCKS, n // LEAST)) + 1).round().astype(int).tolist()
     return [slice(a, b) for a, b in pairwise(edges)]
 
 
 def _quadratic(
     student: Student, form: Form, probe: Probe, residuals: Tensor, block: slice, features: Features | None
 ) -> Quadratic:
-    r = residuals[block]
-    weights = 1 / (1 + r.square().mean(1) / _scale(residuals)).sqrt()
-    hessian, gradient = _normal(student, form, probe.part(block), r, weights, features)
-    return Quadratic(form.numbers(), hessian / len(r), gradient / len(r))
+    """H_k and g_k of a block, from the residuals of all samples."""
+    weights = 1 / (1 + residuals[block].square().mean(1) / _scale(residuals)).sqrt()
+    part = _normal(student, form, probe.part(block), residuals[block], weights, features)
+    return Quadratic(form.numbers(), *part)
 
 
 def _joined(models: Iterable[Quadratic], numbers: Array) -> tuple[Array, Array]:
-    """H and g of all blocks' models at these numbers."""
-    slopes = [model.gradient + model.hessian @ (numbers - model.at) for model in models]
-    return np.mean([model.hessian for model in models], 0), np.mean(slopes, 0)
+    """H and g at these numbers, of the blocks that had their Jacobian, and had it finite."""
+    known = [model for model in models if model.finite] or list(models)
+    slopes = [model.gradient + model.hessian @ (numbers - model.numbers) for model in known]
+    return np.sum([model.hessian for model in known], 0), np.sum(slopes, 0)
 
 
 def _solved(hessian: Array, gradient: Array, mu: float, form: Form) -> Array:
