@@ -98,12 +98,16 @@ def test_steps_end_when_a_round_of_all_blocks_gains_next_to_nothing(fitted) -> N
     assert rounds[-1] > 1 - levenberg.GAIN
 
 
-def test_a_stationary_form_stays(fitted) -> None:
-    """At the reference itself nothing is left to gain: every block is tried once."""
+def test_a_stationary_form_stays(fitted, monkeypatch) -> None:
+    """At the reference itself nothing is left to gain: every block is tried once, with every damping."""
     student, train, _, steps = fitted
     end = levenberg.residual(student, steps[0][0], train, None)
     there = replace(train, x0=train.x0 + end.to(train.x0.dtype))
+    tried: list[float] = []
+    solved = levenberg._solved
+    monkeypatch.setattr(levenberg, "_solved", lambda h, g, mu, at: tried.append(mu) or solved(h, g, mu, at))
     assert list(levenberg.steps(student, steps[0][0], there, None)) == 3 * [(steps[0][0], 1.0)]
+    assert tried == 3 * list(levenberg.DAMPINGS)
 
 
 @pytest.mark.parametrize(
