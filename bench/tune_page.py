@@ -105,13 +105,20 @@ def ways(data: dict[str, Any]) -> list[str]:
     for plan in sorted(data["plans"], key=lambda p: (p["nfe"], p["way"], p["n"], p["seed"])):
         row = rows[plan["nfe"]].get(f"{plan['way']}, {plan['n']} samples, seed {plan['seed']}")
         if row is not None:
-            cells = [plan["nfe"], plan["way"], plan["n"], plan.get("iterations", ""), plan["seed"]]
+            cells = [
+                plan["nfe"],
+                plan["way"],
+                plan["n"],
+                plan.get("starts", ""),
+                plan.get("iterations", ""),
+                plan["seed"],
+            ]
             train = plan.get("train")  # `tune.py judge` adds it
             cells += [f"{of[m]:.4f}" if of else "" for of in (row, train) for m in ("rmse", "median")]
             cells.append(f"{plan['cpu']:.0f}")
             found.append("| " + " | ".join(map(str, cells)) + " |")
-    head = "| nfe | way | samples | iterations | seed | RMSE | median | RMSE, training noise | median, same | CPU s |"
-    return [head, "|" + 10 * "---|", *found]
+    head = "| nfe | way | samples | starts | iterations | seed | RMSE | median | RMSE, training noise | median, same | CPU s |"
+    return [head, "|" + 11 * "---|", *found]
 
 
 def frechet_rows() -> list[dict[str, Any]]:
