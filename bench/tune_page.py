@@ -117,7 +117,8 @@ def ways(data: dict[str, Any]) -> list[str]:
             cells += [f"{of[m]:.4f}" if of else "" for of in (row, train) for m in ("rmse", "median")]
             cells.append(f"{plan['cpu']:.0f}")
             found.append("| " + " | ".join(map(str, cells)) + " |")
-    head = "| nfe | way | samples | starts | iterations | seed | RMSE | median | RMSE, training | median, training | CPU s |"
+    head = "| nfe | way | samples | starts | iterations | seed | RMSE | median | RMSE, training | median, training "
+    head += "| CPU s |"
     return [head, "|" + 11 * "---|", *found]
 
 

@@ -141,10 +141,10 @@ class Fit:
     tick: Callable[[str], None]
 
     def __call__(self, begin: dict[str, Form]) -> Fitted:
-        """A first stage from every start, with the first history, and from the best of them with the others too. The
-        best of these goes on, as many steps as the last stage has; if its history is a shorter one, as many as it had,
-        and the last stage is the longest's, since few steps favour short ones. After ridge, for a network of whole
-        times, the last stage begins at once. The best of all on validation noise."""
+        """A first stage from every start, with the first history, and from the best of them with the others too. There
+        the longest history goes on, by the steps of the last stage, and before it a shorter one that is ahead, by as
+        many as it had: few steps favour short ones. After ridge, for a network of whole times, the last stage begins
+        where the best ended. The best of all on validation noise."""
         first, *others = self.settings.histories
         (engine, steps), *later = _stages(self.settings, self.student.model.integer_times)
         found: dict[tuple[str, int], tuple[Form, Form, float]] = {}
@@ -161,11 +161,12 @@ class Fit:
         ends = [found[name, history]]
         widest = max(self.settings.histories)
         for last, most in later:
-            if last == engine:
-                more = most if history == widest else steps
-                ends.append(self._stage(engine, steps + more, history, begin[name], f", from {name}"))
-            if last != engine or history != widest:
+            if last != engine:
                 ends.append(self._stage(last, most, widest, ends[-1][0], ""))
+                continue
+            if history != widest:
+                ends.append(self._stage(engine, 2 * steps, history, begin[name], f", from {name}"))
+            ends.append(self._stage(engine, steps + most, widest, begin[name], f", from {name}"))
         _, best, _ = min(ends, key=lambda one: one[2])
         return Fitted(replace(best, times=self.settings.times), name, tuple(self.journal.records))
 
