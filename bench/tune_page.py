@@ -57,12 +57,12 @@ def best(rows: dict[str, dict[str, Any]], kind: str, measure: str) -> dict[str, 
 
 
 def tuned(data: dict[str, Any], rows: dict[str, dict[str, Any]], nfe: int) -> dict[str, Any] | None:
-    """The way "both": the mean over its seeds at the samples that most seeds have."""
+    """The way "both": the mean over its seeds at the samples that most seeds have, the most samples of these."""
     plans = [p for p in data["plans"] if p["nfe"] == nfe and p["way"] == "both"]
     if not plans:
         return None
     counts = [p["n"] for p in plans]
-    n = max(set(counts), key=lambda n: (counts.count(n), n == 32, n))
+    n = max(set(counts), key=lambda n: (counts.count(n), n))
     names = [f"both, {n} samples, seed {p['seed']}" for p in plans if p["n"] == n]
     chosen = [rows[name] for name in names if name in rows]
     if not chosen:
@@ -211,6 +211,7 @@ def picture(data: dict[str, Any]) -> None:
     for column, nfe in enumerate(PICTURED):
         peer = best(rows[nfe], "peer", "median")
         plans = [p for p in data["plans"] if (p["nfe"], p["way"], p["seed"]) == (nfe, "both", 0)]
+        plans.sort(key=lambda p: -p["n"])
         assert peer is not None
         family, name = peer["name"].split(" ", 1)
         setting = next(one for one in settings(family, False) if one.name == name)
@@ -255,10 +256,8 @@ def report() -> None:
         picture(known["mnist"])
     write_block("tune", "\n".join(lines), PAGE)
     if "mnist" in known:
-        how = {(p["n"], p["iterations"]) for p in known["mnist"]["plans"] if p["way"] == "both"}
-        fitted = "; ".join(f"{n} noises and {steps} iterations" for n, steps in sorted(how))
         said = "Errors in x0 on fresh noise, the bundled model: RMSE, median. "
-        said += f"Built-in: {BUILT_IN}. Fitted with {fitted}."
+        said += f"Built-in: {BUILT_IN}. How each was fitted: docs/tuning.md."
         write_block("tuned", "\n".join([said, "", *table(known["mnist"])]))
     print("\n".join(bars(known)))
 
