@@ -3,9 +3,9 @@
     python bench/tune_frechet.py mnist fashion --nfe 5 8 10 --data ../shared/data
 
 FD(NAME_cnn128), of 128 features, to the converged flow's samples from the same noise, which is the solver's part, and
-to the test images, which is the network's too. The plans are those of `tune.py` with the most samples, seed 0; the peer
-is the one that `tune.py judge` found best by median, so fit and judge come first. Kept in `results/tune/frechet.json`;
-`tune.py report` writes the table.
+to the test images, which is the network's too. The plans are those of `tune.py`, seed 0, that certificates favour; the
+peer is the one that `tune.py judge` found best by median, so fit and judge come first. Kept in
+`results/tune/frechet.json`; `tune.py report` writes the table.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def runs(name: str, nfe: int, student: Student, noise: Tensor) -> dict[str, tupl
     """
     data, model = tune.read(name), student.model
     plans = [p for p in data["plans"] if (p["nfe"], p["way"], p["seed"]) == (nfe, "both", 0)]
-    plans.sort(key=lambda p: -p["n"])
+    plans.sort(key=lambda p: p["over_median"][0])
     peer = best(averaged(data)[nfe], "peer", "median")
     if not plans or peer is None:
         raise ValueError(f"{name} at {nfe} evaluations was not fitted and judged; bench/tune.py does both")

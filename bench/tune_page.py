@@ -57,12 +57,12 @@ def best(rows: dict[str, dict[str, Any]], kind: str, measure: str) -> dict[str, 
 
 
 def tuned(data: dict[str, Any], rows: dict[str, dict[str, Any]], nfe: int) -> dict[str, Any] | None:
-    """The way "both": the mean over its seeds at the samples that most seeds have, the most samples of these."""
+    """The way "both": the mean over its seeds at the samples that most seeds have, or that a certificate favours."""
     plans = [p for p in data["plans"] if p["nfe"] == nfe and p["way"] == "both"]
     if not plans:
         return None
     counts = [p["n"] for p in plans]
-    n = max(set(counts), key=lambda n: (counts.count(n), n))
+    n = max(plans, key=lambda p: (counts.count(p["n"]), -p["over_median"][0]))["n"]
     names = [f"both, {n} samples, seed {p['seed']}" for p in plans if p["n"] == n]
     chosen = [rows[name] for name in names if name in rows]
     if not chosen:
@@ -211,7 +211,7 @@ def picture(data: dict[str, Any]) -> None:
     for column, nfe in enumerate(PICTURED):
         peer = best(rows[nfe], "peer", "median")
         plans = [p for p in data["plans"] if (p["nfe"], p["way"], p["seed"]) == (nfe, "both", 0)]
-        plans.sort(key=lambda p: -p["n"])
+        plans.sort(key=lambda p: p["over_median"][0])
         assert peer is not None
         family, name = peer["name"].split(" ", 1)
         setting = next(one for one in settings(family, False) if one.name == name)

@@ -65,7 +65,7 @@ def measured(peer, mine):
     ]
     name = "both, 32 samples, seed 0"
     both += [{**row, "kind": "tuned", "name": name, "rmse": mine, "median": mine / 2} for row in both]
-    return {"plans": [{"nfe": 8, "way": "both", "n": 32, "seed": 0, "cpu": 1.0}], "rows": both}
+    return {"plans": [{"nfe": 8, "way": "both", "n": 32, "seed": 0, "cpu": 1.0, "over_median": [0.5]}], "rows": both}
 
 
 @pytest.mark.parametrize(("mine", "said"), [(0.32, "pass"), (0.34, "MISS")])
@@ -116,7 +116,7 @@ def test_frechet_distances_are_measured_once_for_a_plan(folder, monkeypatch, tmp
     plan = odediff.plan("ddim", model.schedule, 3, "quadratic").to_json()
     row = {"nfe": 3, "name": f"{ddim.family} {ddim.name}", "kind": "peer", "rmse": 1.0, "median": 1.0}
     known = {
-        "plans": [{"nfe": 3, "way": "both", "n": 32, "seed": 0, "plan": plan}],
+        "plans": [{"nfe": 3, "way": "both", "n": 32, "seed": 0, "plan": plan, "over_median": [0.5]}],
         "rows": [{**row, "test": seed} for seed in tune.TEST_SEEDS],
     }
     tune.write("mnist", known)
@@ -138,3 +138,14 @@ def test_frechet_distances_are_measured_once_for_a_plan(folder, monkeypatch, tmp
     assert len(again) == 5 and again["tuned"]["flow"] != rows[1]["flow"] and again["ddim"] == rows[3]
     with pytest.raises(ValueError, match="mnist at 4 evaluations was not fitted and judged"):
         tune_frechet.measure("mnist", [4], tmp_path)
+
+
+def test_of_as_many_seeds_the_samples_that_a_certificate_favours_are_shown(folder):
+    data = measured(1.0, 0.5)
+    data["plans"].append({**data["plans"][0], "n": 64, "over_median": [0.4]})
+    rows = [row for row in data["rows"] if row["kind"] == "tuned"]
+    data["rows"] += [{**row, "name": "both, 64 samples, seed 0", "rmse": 0.25, "median": 0.2} for row in rows]
+    found = tune_page.averaged(data)[8]
+    assert tune_page.tuned(data, found, 8) == {"n": 64, "seeds": 1, "rmse": 0.25, "median": 0.2}
+    data["plans"].append({**data["plans"][0], "seed": 1})  # two seeds at 32
+    assert tune_page.tuned(data, found, 8)["n"] == 32
