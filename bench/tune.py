@@ -286,7 +286,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, nargs="+", default=[32])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--backend", default="onnx")
-    parser.add_argument("--iterations", type=int, default=15)
+    parser.add_argument("--iterations", type=int, default=12)
     parser.add_argument("--starts", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, help="keeps references and steps, so that a run that stopped goes on")

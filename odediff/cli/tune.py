@@ -67,7 +67,7 @@ def add(commands: Commands) -> None:
         help="predictions a row may read, of which validation noise chooses (default: all, 3)",
     )
     parser.add_argument("--starts", type=int, metavar="N", help="plans to begin from, 1 to 5 (default: 3)")
-    parser.add_argument("--iterations", type=int, metavar="N", help="steps of the last stage (default: 15)")
+    parser.add_argument("--iterations", type=int, metavar="N", help="steps of the last stage (default: 12)")
     parser.add_argument("--patience", type=int, metavar="N", help="steps without gain that end a stage (default: 12)")
     for name, what in (("times", "the times"), ("coefficients", "the coefficients"), ("first", "the first time")):
         parser.add_argument(f"--no-{name}", dest=name, action="store_false", default=None, help=f"keep {what}")

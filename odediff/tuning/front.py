@@ -67,7 +67,7 @@ def tune(
     fed: bool | None = None,
     coefficients: bool = True,
     starts: int = 3,
-    iterations: int = 15,
+    iterations: int = 12,
     patience: int = 12,
     loss: Features | None = None,
     features: Features | None = None,
