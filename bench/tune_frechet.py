@@ -27,18 +27,23 @@ from work_precision import settings
 
 import odediff
 from odediff.backends import choose, prepared
+from odediff.model import Model
 from odediff.tuning.student import Student
 
 N, SEED, REFERENCE_NFE = 1000, 2001, 64
 IMAGES = {"mnist": "mnist.npz", "fashion": "fashion_mnist.npz"}
 
 
-def runs(name: str, nfe: int, student: Student, noise: Tensor) -> dict[str, tuple[str, Callable[[], Tensor]]]:
+def runs(
+    name: str, nfe: int, model: Model, student: Student, noise: Tensor
+) -> dict[str, tuple[str, Callable[[], Tensor]]]:
     """What is drawn at a budget: name -> what it is in full, and a function that gives the samples.
+
+    model: for the peers, which call its network with a time for every sample.  student: runs ours.
 
     ValueError: a budget without a plan or a judged peer.
     """
-    data, model = tune.read(name), student.model
+    data = tune.read(name)
     plans = [p for p in data["plans"] if (p["nfe"], p["way"], p["seed"]) == (nfe, "both", 0)]
     plans.sort(key=lambda p: p["over_median"][0])
     peer = best(averaged(data)[nfe], "peer", "median")
@@ -66,7 +71,7 @@ def measure(name: str, budgets: list[int], data: Path) -> None:
     student = Student(prepared("onnx", *choose("onnx", model), model)[-1])
     noise = torch.randn(N, *model.shape, generator=torch.Generator().manual_seed(SEED))
     flow = odediff.plan("abm4", model.schedule, REFERENCE_NFE, "asinh", space="flow", variable="t")
-    wanted = [(nfe, what, *run) for nfe in budgets for what, run in runs(name, nfe, student, noise).items()]
+    wanted = [(nfe, what, *run) for nfe in budgets for what, run in runs(name, nfe, model, student, noise).items()]
     wanted = [(REFERENCE_NFE, "flow", flow.to_json(), lambda: student.run(flow, noise)), *wanted]
     there: Tensor | None = None
     for nfe, what, plan, run in wanted:

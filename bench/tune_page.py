@@ -70,6 +70,11 @@ def tuned(data: dict[str, Any], rows: dict[str, dict[str, Any]], nfe: int) -> di
     return {"n": n, "seeds": len(chosen), **{m: sum(r[m] for r in chosen) / len(chosen) for m in ("rmse", "median")}}
 
 
+def number(error: float) -> str:
+    """Four places, or two digits of what is smaller."""
+    return f"{error:.4f}" if error >= 1e-3 else f"{error:.1e}"
+
+
 def table(data: dict[str, Any]) -> list[str]:
     """Errors by budget: RMSE, median."""
     rows = averaged(data)
@@ -78,7 +83,7 @@ def table(data: dict[str, Any]) -> list[str]:
 
     def cell(nfe: int, kind: str) -> str:
         found = [best(rows[nfe], kind, m) for m in ("rmse", "median")]
-        return "" if None in found else f"{found[0]['rmse']:.4f}, {found[1]['median']:.4f}"  # type: ignore[index]
+        return "" if None in found else f"{number(found[0]['rmse'])}, {number(found[1]['median'])}"  # type: ignore[index]
 
     for nfe in NFE:
         mine = tuned(data, rows[nfe], nfe)
@@ -90,10 +95,12 @@ def table(data: dict[str, Any]) -> list[str]:
         cells = [
             cell(nfe, "peer"),
             cell(nfe, "built-in"),
-            f"{plain['rmse']:.4f}, {plain['median']:.4f}" if plain else "",
+            f"{number(plain['rmse'])}, {number(plain['median'])}" if plain else "",
         ]
         lines.append(
-            f"| {nfe} | " + " | ".join(cells) + f" | {mine['rmse']:.4f}, {mine['median']:.4f} | {over[0]} | {over[1]} |"
+            f"| {nfe} | "
+            + " | ".join(cells)
+            + f" | {number(mine['rmse'])}, {number(mine['median'])} | {over[0]} | {over[1]} |"
         )
     return lines
 
@@ -114,7 +121,7 @@ def ways(data: dict[str, Any]) -> list[str]:
                 plan["seed"],
             ]
             train = plan.get("train")  # `tune.py judge` adds it
-            cells += [f"{of[m]:.4f}" if of else "" for of in (row, train) for m in ("rmse", "median")]
+            cells += [number(of[m]) if of else "" for of in (row, train) for m in ("rmse", "median")]
             cells.append(f"{plan['cpu']:.0f}")
             found.append("| " + " | ".join(map(str, cells)) + " |")
     head = "| nfe | way | samples | starts | iterations | seed | RMSE | median | RMSE, training | median, training "
@@ -169,9 +176,9 @@ def bars(known: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def plot(known: dict[str, dict[str, Any]]) -> None:
-    """Median errors over evaluations, a panel for each problem."""
+    """Median errors over evaluations, a panel for each problem that has several budgets."""
     PLOTS.mkdir(exist_ok=True)
-    shown = {name: data for name, data in known.items() if data["rows"] and averaged(data)}
+    shown = {name: data for name, data in known.items() if len(averaged(data)) > 1}
     canvas, axes = plt.subplots(1, len(shown), figsize=(3.4 * len(shown), 3.4), squeeze=False)
     for axis, (name, data) in zip(axes[0], shown.items(), strict=True):
         rows = averaged(data)
@@ -188,6 +195,7 @@ def plot(known: dict[str, dict[str, Any]]) -> None:
             if points:
                 axis.loglog(*zip(*points, strict=True), style, label=label, markersize=4)
         axis.set_title(name)
+        axis.set_xlim(NFE[0] / 1.1, NFE[-1] * 1.1)
         axis.set_xticks(NFE, [str(n) for n in NFE])
         axis.minorticks_off()
         axis.set_xlabel("evaluations")

@@ -55,7 +55,9 @@ def test_a_fit_is_kept_once_and_judged_beside_a_peer(folder, monkeypatch):
     assert 0 < mine["median"] < peer["median"]
     data = json.loads((folder / "modes.json").read_text())
     assert len(tune_page.table(data)) == 3
-    assert f"| {made['train']['rmse']:.4f} | {made['train']['median']:.4f} |" in tune_page.ways(data)[-1]
+    train = [tune_page.number(made["train"][m]) for m in ("rmse", "median")]
+    assert f"| {' | '.join(train)} |" in tune_page.ways(data)[-1]
+    assert (tune_page.number(0.0123456), tune_page.number(0.00012345)) == ("0.0123", "1.2e-04")
 
 
 def measured(peer, mine):
