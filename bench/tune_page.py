@@ -7,6 +7,7 @@ from collections import defaultdict
 from typing import Any
 
 import matplotlib
+import numpy as np
 import torch
 from common import README, write_block
 from tune import FOLDER, NFE, TEST_SEEDS, TESTS, _problem, _truth, subject
@@ -27,6 +28,7 @@ NETWORK_BARS = {4: 1.0, 5: 1 / 2, 6: 1 / 2, 8: 1 / 3, 10: 1 / 3, 12: 1 / 3}
 MIXTURE_BARS = dict.fromkeys((5, 6, 8, 10, 12), 1 / 3)
 LINES = (("peer", "best peer", "s--"), ("built-in", "best built-in", "o-"), ("", "tuned", "D-"))
 BUILT_IN = "the default, ddim, and the pair that a certificate found best by its median"
+TAILS = "RMSE falls more slowly than the median, whatever the solver:"
 PICTURED, SHOWN = (5, 8), 6
 Errors = dict[str, float]
 
@@ -175,6 +177,21 @@ def bars(known: dict[str, dict[str, Any]]) -> list[str]:
     return lines
 
 
+def tails(known: dict[str, dict[str, Any]]) -> list[str]:
+    """How RMSE goes with the median over the peers and built-in pairs of each network, and what a bar on RMSE takes."""
+    lines = []
+    for name in NETWORKS:
+        others = [row for found in averaged(known.get(name, {"rows": []})).values() for row in found.values()]
+        points = [(row["median"], row["rmse"]) for row in others if row["kind"] != "tuned"]
+        if len(points) < 3:
+            continue
+        power = float(np.polyfit(*np.log(points).T, 1)[0])
+        wanted = [f"{bar ** (1 / power):.2f} for {bar:.2f}" for bar in sorted({*NETWORK_BARS.values()} - {1.0})]
+        lines.append(f"- {name}: RMSE goes as median^{power:.2f} over {len(points)} peers and built-in pairs at all ")
+        lines[-1] += f"budgets; by that, the median over the best peer's has to be {', '.join(wanted)} by RMSE"
+    return lines
+
+
 def plot(known: dict[str, dict[str, Any]]) -> None:
     """Median errors over evaluations, a panel for each problem that has several budgets."""
     PLOTS.mkdir(exist_ok=True)
@@ -249,7 +266,7 @@ def report() -> None:
         made = table(data)
         lines += [f"**{name}**", "", *(made if len(made) > 2 else ["Fitted, and not judged on both sets."]), ""]
     lines += ["![median errors over evaluations](tuning/errors.png)", "", "Bars of the issue that asked for this:", ""]
-    lines += [*bars(known), "", *distances(), "All plans that were fitted:", ""]
+    lines += [*bars(known), "", TAILS, "", *tails(known), "", *distances(), "All plans that were fitted:", ""]
     for name, data in known.items():
         lines += [f"**{name}**", "", *ways(data), ""]
     machines = sorted({(p["device"], p["torch"], p["commit"]) for data in known.values() for p in data["plans"]})

@@ -79,6 +79,19 @@ def test_a_bar_is_held_by_the_worse_measure(mine, said):
     assert sum("not measured" in line for line in lines) == len(tune_page.NETWORK_BARS) - 1
 
 
+def test_what_a_bar_on_rmse_takes_is_measured_on_the_others():
+    """RMSE = median^(1/2): half the RMSE takes a quarter of the median, a third a ninth. Tuned plans are left out."""
+    peers = [{"nfe": 8, "kind": "peer", "name": f"{m}", "median": m, "rmse": m**0.5} for m in (0.01, 0.04, 0.09)]
+    rows = [
+        {**row, "test": seed}
+        for row in (*peers, {**peers[0], "kind": "tuned", "name": "t", "rmse": 1.0})
+        for seed in tune.TEST_SEEDS
+    ]
+    (line,) = tune_page.tails({"fashion": {"plans": [], "rows": rows}})
+    assert line.startswith("- fashion: RMSE goes as median^0.50 over 3 ")
+    assert "0.11 for 0.33, 0.25 for 0.50" in line
+
+
 def test_a_plan_that_only_one_set_of_noise_judged_is_left_out():
     data = measured(1.0, 0.5)
     data["rows"] = data["rows"][:-1]
