@@ -1,6 +1,6 @@
 """What `odediff.tune` gains: plans fitted by several ways, judged beside every peer on noise that none has seen.
 
-    python bench/tune.py fit mnist --nfe 5 8 --seeds 0 1 2            fit and keep the plans
+    python bench/tune.py fit mnist --nfe 5 8 --seeds 0 1 2            fit and keep the plans, 8 beside 5
     python bench/tune.py fit mnist --nfe 8 --ways times coefficients ridge --n 2 8 128
     python bench/tune.py judge mnist digits                           errors of all plans and of the best peers
     python bench/tune.py report                                       tables and pictures of docs/tuning.md and README
@@ -98,54 +98,60 @@ def write(name: str, data: dict[str, Any]) -> None:
 
 
 def fit(name: str, args: argparse.Namespace) -> None:
-    """Fit what is asked for and missing."""
+    """Fit what is asked for and missing: the budgets of a way, samples and seed in one call, since they share work."""
     model, options = subject(name)
     backend = "torch" if name in EXACT else args.backend
-    for nfe in args.nfe:
-        for way in args.ways:
-            for n in args.n:
-                for seed in args.seeds:
-                    known = [(p["nfe"], p["way"], p["n"], p["seed"]) for p in read(name)["plans"]]
-                    if (nfe, way, n, seed) in known:
-                        continue
-                    began = time.perf_counter(), time.process_time()
-                    plan, about = _fitted(model, way, nfe, n, seed, options, backend, args)
-                    wall, cpu = time.perf_counter() - began[0], time.process_time() - began[1]
-                    made = {"nfe": nfe, "way": way, "n": n, "seed": seed, "wall": round(wall, 1), "cpu": round(cpu, 1)}
-                    made |= {**about, "threads": torch.get_num_threads(), "backend": backend}
-                    data = read(name)
-                    data["plans"].append({**made, **environment(), "plan": plan.to_json()})
-                    write(name, data)
-                    print(name, made, flush=True)
+    for way in args.ways:
+        for n in args.n:
+            for seed in args.seeds:
+                known = {p["nfe"] for p in read(name)["plans"] if (p["way"], p["n"], p["seed"]) == (way, n, seed)}
+                if known.issuperset(args.nfe):
+                    continue
+                if way in PUBLISHED:
+                    fitted = {nfe: _published(model, way, nfe, n, seed, options, backend) for nfe in args.nfe}
+                else:
+                    fitted = _tuned(model, way, n, seed, options, backend, args)
+                about = {"way": way, "n": n, "seed": seed, "threads": torch.get_num_threads(), "backend": backend}
+                data = read(name)  # another run may have added to it
+                data["plans"] += [
+                    {"nfe": nfe, **about, **said, **environment(), "plan": plan.to_json()}
+                    for nfe, (plan, said) in fitted.items()
+                    if nfe not in known
+                ]
+                write(name, data)
+                for nfe, (_, said) in fitted.items():
+                    print(name, nfe, about, said, flush=True)
 
 
-def _fitted(
-    model: Model,
-    way: str,
-    nfe: int,
-    n: int,
-    seed: int,
-    options: dict[str, Any],
-    backend: str,
-    args: argparse.Namespace,
+def _tuned(
+    model: Model, way: str, n: int, seed: int, options: dict[str, Any], backend: str, args: argparse.Namespace
+) -> dict[int, tuple[odediff.Plan, dict[str, Any]]]:
+    """Plans and what their fits say; the fitted plans themselves, whether or not they were certified."""
+    effort = {"iterations": args.iterations, "starts": args.starts}
+    more: dict[str, Any] = {"n": n, "seed": seed, "folder": args.work, "backend": backend, **effort}
+    _, report = odediff.tune(model, args.nfe, **{**more, **options, **WAYS[way]})
+    made = {}
+    for nfe, budget in report.budgets.items():
+        c = budget.certificate
+        about = {"start": budget.start, "certified": c.holds, "over_rmse": c.rmse, "over_median": c.median}
+        about |= {"evaluations": budget.evaluations, "steps": len(budget.records), "beside": args.nfe}
+        made[nfe] = budget.plan, {**about, "cpu": round(budget.seconds, 1), **effort, **WAYS[way]}
+    return made
+
+
+def _published(
+    model: Model, way: str, nfe: int, n: int, seed: int, options: dict[str, Any], backend: str
 ) -> tuple[odediff.Plan, dict[str, Any]]:
-    """A plan and what its fit says; the fitted plan itself, whether or not it was certified."""
-    if way == "ddim dp":
+    """A plan by another's idea."""
+    began = time.process_time()
+    if way == "ddim times":
+        plan = _ddim_times(model, nfe, n, seed, options, backend)
+    else:
         student = Student(model, **options)
         start = form_of(model.schedule, odediff.plan("ddim", model.schedule, nfe, "quadratic"), first=False)
         noise = make_probe(student, n, 2**62 + 3 * seed, _labels(model, n), None, None)
-        return dynamic(start, noise).plan(), {}
-    if way == "ddim times":
-        return _ddim_times(model, nfe, n, seed, options, backend), {}
-    effort = {"iterations": args.iterations, "starts": args.starts}
-    more: dict[str, Any] = {"n": n, "seed": seed, "folder": args.work, "backend": backend, **effort}
-    more |= {**options, **WAYS[way]}
-    _, report = odediff.tune(model, nfe, **more)
-    budget = report[nfe]
-    c = budget.certificate
-    about = {"start": budget.start, "certified": c.holds, "over_rmse": c.rmse, "over_median": c.median}
-    about |= {"evaluations": budget.evaluations, "steps": len(budget.records), **effort, **WAYS[way]}
-    return budget.plan, about
+        plan = dynamic(start, noise).plan()
+    return plan, {"cpu": round(time.process_time() - began, 1)}
 
 
 def _ddim_times(model: Model, nfe: int, n: int, seed: int, options: dict[str, Any], backend: str) -> odediff.Plan:

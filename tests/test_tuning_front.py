@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,14 +157,14 @@ def test_budgets_share_their_references(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_where_the_fit_is_not_better_the_best_pair_is_returned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The fit is made to end far off."""
-    whole = front.Fit.__call__
+    whole = fitting.Fit.__call__
 
     def bad(*args: Any) -> Any:
         made = whole(*args)
         form = made.form.at(made.form.numbers() * 0.7)
-        return fitting.Fitted(form, made.start, made.records)
+        return replace(made, form=form)
 
-    monkeypatch.setattr(front.Fit, "__call__", bad)
+    monkeypatch.setattr(fitting.Fit, "__call__", bad)
     plan, report = tune(exact(schedule=COSINE), 4, save=tmp_path, **FEW)
     found = report[4].certificate
     assert not found.holds and report[4].returned == found.best == found.pairs[0].name

@@ -15,7 +15,7 @@ from tuned import exact
 import odediff
 from odediff import tune
 from odediff.tuning import levenberg
-from odediff.tuning.fitting import MOST_STARTS, Fit, Fitted, Journal, Settings, _stages, starts
+from odediff.tuning.fitting import MOST_STARTS, Fit, Fitted, Journal, Settings, starts
 from odediff.tuning.form import Form
 from odediff.tuning.probe import make_probe
 from odediff.tuning.student import Student
@@ -77,12 +77,20 @@ def test_a_network_of_whole_times_has_no_late_start_and_a_schedule_those_that_ar
         assert [name.split()[-1] for name in list(begun(replace(SETTINGS, starts=count), late))[1:]] == ["-2.5"]
 
 
-@pytest.mark.parametrize(("iterations", "first"), [(1, 1), (12, 4), (40, 14), (42, 14)])
-def test_a_third_of_the_steps_chooses_the_start(iterations: int, first: int) -> None:
+@pytest.mark.parametrize(("iterations", "first", "grown"), [(1, 1, 2), (12, 4, 8), (40, 14, 28), (42, 14, 28)])
+def test_a_third_of_the_steps_chooses_the_start(iterations: int, first: int, grown: int) -> None:
+    """And two thirds lead on from a plan that was drawn out."""
+
+    def stages(settings: Settings, integer_times: bool, grown: bool) -> list[tuple[str, int]]:
+        student = Student(exact(schedule=SCHEDULES["linear"], integer_times=integer_times))
+        probe = make_probe(student, 2, 1, None, None, None)
+        return Fit(student, probe, probe, settings, Journal(None), None, lambda said: None, grown)._stages()
+
     settings = replace(SETTINGS, iterations=iterations)
-    assert _stages(settings, False) == [("levenberg", first), ("levenberg", iterations)]
-    assert _stages(settings, True) == [("ridge", iterations), ("levenberg", iterations)]
-    assert _stages(replace(settings, engine="ridge"), False) == [("ridge", iterations)]
+    assert stages(settings, False, False) == [("levenberg", first), ("levenberg", iterations)]
+    assert stages(settings, False, True) == [("levenberg", grown), ("levenberg", iterations)]
+    assert stages(settings, True, False) == [("ridge", iterations), ("levenberg", iterations)]
+    assert stages(replace(settings, engine="ridge"), False, False) == [("ridge", iterations)]
 
 
 def test_fed_times_are_fitted_with_all_the_rest_by_levenberg_alone() -> None:

@@ -19,7 +19,7 @@ from .probe import Probe
 from .student import Student
 
 SHORT = 3  # predictions that rows read who do not read all
-_SHARE = 3  # a stage from a start has one in so many of the steps
+_SHARE = 3  # a stage from a start has one in so many of the steps, one from a plan drawn out all but one
 _START = 4  # samples on which every pair is tried as a start
 _LATE = (-3.5, -4.0, -3.0, -2.5)  # lam at the first time of late starts
 MOST_STARTS = 1 + len(_LATE)
@@ -55,9 +55,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Fitted:
-    """The form that is best on validation noise, the pair it started from, and all steps."""
+    """The form that is best on validation noise, its mean error there, the pair it started from, and all steps."""
 
     form: Form
+    mean: float
     start: str
     records: tuple[Record, ...]
 
@@ -130,7 +131,10 @@ def starts(
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """A fit of one budget: what is fitted, on which noise, how far, and where its steps are kept."""
+    """A fit of one budget: what is fitted, on which noise, how far, and where its steps are kept.
+
+    grown: whether it begins from a plan for fewer evaluations, drawn out.
+    """
 
     student: Student
     train: Probe
@@ -139,6 +143,14 @@ class Fit:
     journal: Journal
     features: levenberg.Features | None
     tick: Callable[[str], None]
+    grown: bool = False
+
+    def begun(self, begin: dict[str, Form]) -> Form:
+        """The best form on validation noise of the first stage, from the best start with the first history."""
+        (engine, steps), *_ = self._stages()
+        history = self.settings.histories[0]
+        ends = [self._stage(engine, steps, history, at, f", from {name}") for name, at in begin.items()]
+        return min(ends, key=lambda one: one[2])[1]
 
     def __call__(self, begin: dict[str, Form]) -> Fitted:
         """A first stage from every start, with the first history, and from the best of them with the others too. There
@@ -146,7 +158,7 @@ class Fit:
         many as it had: few steps favour short ones. After ridge, for a network of whole times, the last stage begins
         where the best ended. The best of all on validation noise."""
         first, *others = self.settings.histories
-        (engine, steps), *later = _stages(self.settings, self.student.model.integer_times)
+        (engine, steps), *later = self._stages()
         found: dict[tuple[str, int], tuple[Form, Form, float]] = {}
 
         def least() -> tuple[str, int]:
@@ -167,8 +179,8 @@ class Fit:
             if history != widest:
                 ends.append(self._stage(engine, 2 * steps, history, begin[name], f", from {name}"))
             ends.append(self._stage(engine, steps + most, widest, begin[name], f", from {name}"))
-        _, best, _ = min(ends, key=lambda one: one[2])
-        return Fitted(replace(best, times=self.settings.times), name, tuple(self.journal.records))
+        _, best, mean = min(ends, key=lambda one: one[2])
+        return Fitted(replace(best, times=self.settings.times), mean, name, tuple(self.journal.records))
 
     def _stage(self, engine: str, steps: int, history: int, at: Form, said: str) -> tuple[Form, Form, float]:
         """So many steps from a form, those that the journal has of this stage among them: where they end, the best form
@@ -187,7 +199,7 @@ class Fit:
                     break
             else:
                 journal.end(stage)
-        for record in journal.of(stage):
+        for record in journal.of(stage)[:steps]:  # there may be more, of a stage that goes on from this one
             at = free.at(np.array(record.numbers))
             if record.mean < least:
                 best, least = at, record.mean
@@ -199,14 +211,15 @@ class Fit:
         numbers = tuple(made.numbers().tolist())
         return Record(stage, loss, float(np.sqrt(np.mean(e**2))), float(np.median(e)), float(np.mean(e)), numbers)
 
-
-def _stages(settings: Settings, whole_times: bool) -> list[tuple[str, int]]:
-    """(engine, most steps) of each stage."""
-    most = settings.iterations
-    if settings.engine == "ridge":
-        return [("ridge", most)]
-    first = ("ridge", most) if whole_times else ("levenberg", -(-most // _SHARE))
-    return [first, ("levenberg", most)]
+    def _stages(self) -> list[tuple[str, int]]:
+        """(engine, most steps) of each stage."""
+        most = self.settings.iterations
+        if self.settings.engine == "ridge":
+            return [("ridge", most)]
+        share = -(-most // _SHARE)
+        steps = (_SHARE - 1) * share if self.grown else share
+        first = ("ridge", most) if self.student.model.integer_times else ("levenberg", steps)
+        return [first, ("levenberg", most)]
 
 
 def _steps(

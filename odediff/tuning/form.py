@@ -90,6 +90,18 @@ class Form:
         weights[:, 0] = 1.0 - weights[:, 1:].sum(1)
         return replace(self, history=history, weights=weights if self.coefficients else self.weights)
 
+    def grown(self, rows: int) -> Form:
+        """A form of more rows, drawn out: lam, feed and w[., j], read along the rows at k (S - 1) / (rows - 1)."""
+        old, new = np.arange(self.nfe), np.linspace(0, self.nfe - 1, rows)
+        lam = np.interp(new, old, np.maximum(self.lam, self.bounds[0]))
+        lam[0] = self.lam[0]  # -inf stays
+        weights = np.zeros((rows, rows))
+        for j in range(1, self.nfe):
+            weights[j:, j] = np.interp(new, old, self.weights[:, j])[j:]
+        weights[:, 0] = 1.0 - weights[:, 1:].sum(1)
+        feed = np.interp(new, old, self.feed)
+        return replace(self, lam=lam, feed=feed, weights=weights, history=rows).within()
+
     def within(self) -> Form:
         """The nearest form that is allowed: times `_CLOSEST` apart, rows of more than `BOUND` with less history."""
         _, high = self.bounds

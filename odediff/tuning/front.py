@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,8 @@ from ..prediction import Clip, Label, Prediction, checked_label
 from ..running import evaluating
 from ..stored import check_folder, folder_of, write_plan
 from .certificate import certify, pairs
-from .fitting import MOST_STARTS, SHORT, Fit, Journal, Record, Settings, starts
+from .fitting import MOST_STARTS, SHORT, Fitted, Journal, Record, Settings
+from .growth import Growth
 from .levenberg import Features
 from .probe import REFERENCE_NFE, Probe, make_probe, reference_plan
 from .report import Budget, Report, provenance
@@ -35,7 +36,7 @@ from .student import Student
 
 ENGINES = ("levenberg", "ridge")
 _LEAST = {"n": 2, "validation": 2, "held_out": 16}  # the intervals of a certificate mean nothing on fewer
-_ALGORITHM = 2  # of fits: one goes on with steps of its own kind only
+_ALGORITHM = 3  # of fits: one goes on with steps of its own kind only
 _STREAMS = 2**62  # seeds of training, validation and held-out noise, far from those that samples are drawn with
 
 
@@ -121,10 +122,11 @@ def tune(
     if fed is None:
         fed = engine == "levenberg" and times and coefficients and not model.integer_times
     free = (first, times, fed, coefficients)
-    settings = {
-        budget: Settings(engine, _histories(history, budget), *free, starts, iterations, patience) for budget in budgets
-    }
-    _check_free(model, list(settings.values()))
+
+    def settings(budget: int) -> Settings:
+        return Settings(engine, _histories(history, budget), *free, starts, iterations, patience)
+
+    _check_free(model, [settings(budget) for budget in budgets])
     options: dict[str, Any] = {"guidance": guidance, "clip": clip, "threshold": threshold}
     limited = {**options, "clip": Prediction(model, **options).limits}
     labels = [_labels(model, label, count) for count in (n, validation, held_out)]
@@ -149,44 +151,48 @@ def tune(
     about |= {"samples": n, "seed": seed, "guidance": student.prediction.guidance, "threshold": threshold}
     about |= {"clip": None if threshold is not None else limited["clip"], "labels": _said_labels(model, label)}
     made, reports = {}, {}
-    for budget in budgets:
-        with tqdm(desc=f"nfe {budget}", disable=not progress, unit="step") as bar:
-            made[budget], reports[budget] = _fit(
-                student, budget, probes, settings[budget], work, loss, features, about, bar
-            )
-        if target is not None:
-            write_plan(made[budget], target, student.prediction.guidance)
-    report = Report(reports)
-    return (made[budgets[0]], report) if isinstance(nfe, (int, np.integer)) else (made, report)
+    with tqdm(disable=not progress, unit="step") as bar:
+
+        def tick(said: str) -> None:
+            bar.set_postfix_str(said)
+            bar.update()
+
+        @cache
+        def journal(budget: int) -> Journal:
+            name = None if work is None else work / _journal(student, settings(budget), budget, loss, probes.train)
+            return Journal(name)
+
+        builtin = cache(partial(pairs, student))
+        growth = Growth(student, probes.train, probes.validation, settings, journal, builtin, loss, tick)
+        before = None
+        for budget in sorted(budgets):
+            bar.set_description(f"nfe {budget}")
+            began = time.process_time(), student.evaluations
+            before = growth(budget, before)
+            made[budget], reports[budget] = _judged(growth, before, probes.held_out, features, about, began)
+            if target is not None:
+                write_plan(made[budget], target, student.prediction.guidance)
+    report = Report({budget: reports[budget] for budget in budgets})
+    plans = {budget: made[budget] for budget in budgets}
+    return (plans[budgets[0]], report) if isinstance(nfe, (int, np.integer)) else (plans, report)
 
 
-def _fit(
-    student: Student,
-    nfe: int,
-    probes: Probes,
-    settings: Settings,
-    work: Path | None,
-    loss: Features | None,
+def _judged(
+    growth: Growth,
+    fitted: Fitted,
+    held_out: Probe,
     features: Features | None,
     about: dict[str, Any],
-    bar: Any,
+    began: tuple[float, int],
 ) -> tuple[Plan, Budget]:
-    """What is returned at one budget, and the report on it."""
-    began, before = time.process_time(), student.evaluations
-    builtin = pairs(student, nfe)
-
-    def tick(said: str) -> None:
-        bar.set_postfix_str(said)
-        bar.update()
-
-    begin = starts(student, student.model.schedule, builtin, probes.validation, settings)
-    name = None if work is None else work / _journal(student, settings, nfe, loss, probes.train)
-    fitted = Fit(student, probes.train, probes.validation, settings, Journal(name), loss, tick)(begin)
-    found = certify(student, fitted.form.plan(), builtin, probes.held_out, features, partial(tick, "certificate"))
+    """What is returned at one budget, and the report on it. began: CPU time and evaluations before its fit."""
+    student, nfe = growth.student, fitted.form.nfe
+    builtin = growth.builtin(nfe)
+    found = certify(student, fitted.form.plan(), builtin, held_out, features, partial(growth.tick, "certificate"))
     tuned = fitted.form.plan(fitted={**about, "start": fitted.start, **provenance(found)})
     report = Budget(
         *(nfe, tuned, found, fitted.start, fitted.records, "tuned" if found.holds else found.best),
-        *(float(probes.held_out.doubt.median()), student.evaluations - before, time.process_time() - began),
+        *(float(held_out.doubt.median()), student.evaluations - began[1], time.process_time() - began[0]),
     )
     return tuned if found.holds else builtin[found.best], report
 
