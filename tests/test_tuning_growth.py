@@ -1,4 +1,4 @@
-"""Plans drawn out from those for fewer evaluations: what they are, and which budgets lead to which."""
+"""Plans drawn out from those for fewer evaluations: what they are, and how a budget helps the next."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from odediff import tune
 from odediff.tuning import front, growth
 from odediff.tuning.fitting import Fit, Journal, Settings
 from odediff.tuning.form import Form, form_of
-from odediff.tuning.growth import BASE, Growth, way
+from odediff.tuning.growth import Growth, way
 from odediff.tuning.student import Student
 
 COSINE = SCHEDULES["cosine"]
@@ -72,69 +72,91 @@ def test_a_first_state_without_signal_stays() -> None:
     assert made.lam[1] == pytest.approx(start.bounds[0] + (start.lam[1] - start.bounds[0]) * 4 / 6, abs=1e-12)
 
 
-@pytest.mark.parametrize("nfe", [2, 5, 6, 9, 16, 17, 32])
-def test_the_way_is_in_small_steps_and_part_of_the_way_further(nfe: int) -> None:
-    steps = [*way(nfe), nfe]
-    assert (steps == [nfe]) if nfe <= BASE else steps[0] == BASE
-    assert all(a < b <= a + max(1, a // 8) for a, b in pairwise(steps))
-    assert way(40)[: len(steps) - 1] == steps[:-1]
-
-
-@pytest.mark.parametrize("budgets", [[7], [7, 6, 5], [8, 7]])
-def test_a_plan_is_the_same_whichever_budgets_are_fitted_beside_it(budgets: list[int], tmp_path: Path) -> None:
-    """In memory, on disk, and from what another run left there."""
-    model = exact(schedule=COSINE)
-    want, _ = tune(model, [6, 7], **FEW)
-    assert tune(model, budgets, **FEW)[0][7] == want[7]
-    assert tune(model, budgets, folder=tmp_path, **FEW)[0][7] == want[7]
-    assert tune(model, 6, folder=tmp_path, **FEW)[0] == want[6]
-
-
-def test_the_way_costs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And two of three steps at each of its budgets; a run that finds all of it on disk makes no step."""
-    model, made = exact(schedule=COSINE), []
-    add = Journal.add
-    monkeypatch.setattr(Journal, "add", lambda self, record: (made.append(len(record.numbers)), add(self, record))[1])
-    _, report = tune(model, [7, 8], folder=tmp_path, **FEW)
-    count = {nfe: made.count(2 * nfe + nfe * (nfe - 1) // 2) for nfe in (5, 6, 7, 8)}
-    assert 1 <= count[6] <= 2 and sum(count.values()) + made.count(17) == len(made)  # 17: of history 3 at 5
-    assert [count[nfe] for nfe in (7, 8)] == [len(report[nfe].records) for nfe in (7, 8)]
-    assert report[8].start == report[7].start and report[8].start.endswith(" at 5 evaluations")
-    made.clear()
-    tune(model, [5, 8, 7], folder=tmp_path, **FEW)
-    assert not made
-
-
 @pytest.mark.parametrize(
-    "options",
-    [{"times": False}, {"coefficients": False}, {"engine": "ridge"}, {"history": 1}],
-    ids=str,
+    ("before", "nfe", "steps"),
+    [(4, 5, []), (5, 8, [6, 7]), (8, 8, []), (12, 17, [13, 14, 15, 16]), (16, 24, [18, 20, 22]), (3, 32, None)],
 )
-def test_what_cannot_be_drawn_out_begins_from_pairs(options: dict[str, Any]) -> None:
-    _, report = tune(exact(schedule=COSINE), 6, **{**FEW, "iterations": 1}, **options)
-    assert report[6].start.endswith("at 5 evaluations") == (options == {"history": 1})
+def test_the_way_is_in_small_steps(before: int, nfe: int, steps: list[int] | None) -> None:
+    made = way(before, nfe)
+    assert steps is None or made == steps
+    whole = [before, *made, nfe] if nfe > before else []
+    assert all(a < b <= a + max(1, a // 8) for a, b in pairwise(whole))
 
 
-@pytest.mark.parametrize("ahead", [5, 3])
-def test_shorter_histories_are_tried_where_one_was_best_at_the_base(
-    ahead: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stages: list[tuple[int, int, int]] = []
+def test_a_budget_begins_from_the_smaller_one_too_and_the_better_end_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two thirds of the steps at each budget between, with the longest history, and from there all."""
+    stages: list[tuple[int, int, int, str]] = []
+    means = {"pair": 1.0, "pair at 5": 0.5}
 
     def stage(self: Fit, engine: str, steps: int, history: int, at: Form, said: str) -> tuple[Form, Form, float]:
-        stages.append((at.nfe, history, steps))
+        stages.append((at.nfe, history, steps, said))
         made = replace(at, history=history)
-        return made, made, float(history != ahead and at.nfe == BASE)
+        return made, made, means[said.removeprefix(", from ")]
 
     monkeypatch.setattr(Fit, "_stage", stage)
-    monkeypatch.setattr(growth, "starts", lambda *args: {"pair": form(5)})
-    settings = {nfe: Settings("levenberg", (nfe, 3), True, True, True, True, 1, 12, 4) for nfe in (5, 6, 7)}
-    student = Student(exact(schedule=COSINE))
-    none: Any = None
-    made = Growth(student, none, none, settings.__getitem__, lambda nfe: Journal(None), lambda nfe: {}, None, print)
-    found = made(7)
-    assert found.start == "pair at 5 evaluations" and found.widest.history == 7
-    base = [(5, 5, 4), (5, 3, 4), *([(5, 3, 8)] if ahead == 3 else []), (5, 5, 16)]
-    last = [(7, 7, 8), *([(7, 3, 8)] if ahead == 3 else []), (7, 7, 20)]
-    assert stages == [*base, (6, 6, 8), *last]
-    assert made(5).form.history == ahead
+    monkeypatch.setattr(
+        growth, "starts", lambda student, schedule, pairs, probe, settings: {"pair": form(pairs["rows"])}
+    )
+    settings = {nfe: Settings("levenberg", (nfe, 3), True, True, True, True, 1, 12, 4) for nfe in (5, 6, 7, 8)}
+    student, none = Student(exact(schedule=COSINE)), None
+    made = Growth(
+        *(student, none, none, settings.__getitem__, lambda nfe: Journal(None), lambda nfe: {"rows": nfe}, None, print)
+    )
+    first = made(5, None)
+    assert (first.start, first.mean, first.form.nfe) == ("pair", 1.0, 5)
+    stages.clear()
+    found = made(8, first)
+    alone = [(8, 8, 4, ", from pair"), (8, 3, 4, ", from pair"), (8, 8, 16, ", from pair")]
+    grown = [(nfe, nfe, 8, ", from pair at 5") for nfe in (6, 7, 8)] + [(8, 8, 20, ", from pair at 5")]
+    assert stages == alone + grown
+    assert (found.start, found.mean, found.form.nfe) == ("pair at 5", 0.5, 8)
+    assert found.form.lam == pytest.approx(
+        first.form.grown(8).lam, abs=1e-12
+    )  # drawn out three times is once, if linear
+    means["pair at 5"] = 1.5
+    assert made(8, first).start == "pair"
+
+
+def test_the_report_and_a_folder_hold_what_a_smaller_budget_gave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In any order, in memory and on disk the same plans; a run that finds all of it on disk makes no step."""
+    model = exact(schedule=COSINE)
+    want, report = tune(model, [5, 7], **FEW)
+    assert list(tune(model, [7, 5], **FEW)[0].items()) == [(7, want[7]), (5, want[5])]
+    assert tune(model, 5, folder=tmp_path, **FEW)[0] == want[5]
+    assert tune(model, [5, 7], folder=tmp_path, **FEW)[0] == want
+    stages = {record.stage for record in report[7].records}
+    assert {stage.endswith(f"from {report[5].start} at 5") for stage in stages} == {True, False}
+    assert len(list(tmp_path.glob("*/fit-6-*.jsonl"))) == 1
+    monkeypatch.setattr(Journal, "add", None)
+    assert tune(model, [5, 7], folder=tmp_path, **FEW)[0] == want
+
+
+@pytest.mark.parametrize("cut", [5, 9, 12])
+def test_what_was_interrupted_on_the_way_goes_on(cut: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, made, add = exact(schedule=COSINE), [], Journal.add
+
+    def counted(self: Journal, record: Any) -> None:
+        if len(made) == cut:
+            made.append(None)
+            raise KeyboardInterrupt
+        made.append(record)
+        add(self, record)
+
+    want, _ = tune(model, [3, 5], **FEW)
+    monkeypatch.setattr(Journal, "add", counted)
+    with pytest.raises(KeyboardInterrupt):
+        tune(model, [3, 5], folder=tmp_path, **FEW)
+    assert tune(model, [3, 5], folder=tmp_path, **FEW)[0] == want
+
+
+@pytest.mark.parametrize("options", [{"times": False}, {"coefficients": False}, {"engine": "ridge"}], ids=str)
+def test_what_cannot_be_drawn_out_begins_from_pairs_alone(options: dict[str, Any]) -> None:
+    plans, _ = tune(exact(schedule=COSINE), [3, 4], **FEW, **options)
+    assert plans[4] == tune(exact(schedule=COSINE), 4, **FEW, **options)[0]
+
+
+def test_networks_of_whole_times_begin_from_pairs_alone() -> None:
+    model = exact(schedule=SCHEDULES["linear"], integer_times=True)
+    assert tune(model, [3, 4], **FEW)[0][4] == tune(model, 4, **FEW)[0]
