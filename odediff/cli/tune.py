@@ -27,7 +27,7 @@ docs/tuning.md."""
 _EPILOG = """\
 examples:
   odediff tune runs/mine/model --nfe 8
-  odediff tune runs/mine/model --nfe 4,6,8,10 --work runs/tuning    go on with the same line
+  odediff tune runs/mine/model --nfe 4,6,8,10 --work runs/tuning    each helps the next; go on with the same line
   odediff tune runs/digits/model --nfe 8 --guidance 2
   odediff tune net.onnx --nfe 8 --engine ridge                      beside the file
   odediff tune mnist --nfe 8 --out plans --plot tuned.png --report tuned.json
