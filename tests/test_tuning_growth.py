@@ -153,7 +153,8 @@ def test_what_was_interrupted_on_the_way_goes_on(cut: int, tmp_path: Path, monke
 
 @pytest.mark.parametrize("options", [{"times": False}, {"coefficients": False}, {"engine": "ridge"}], ids=str)
 def test_what_cannot_be_drawn_out_begins_from_pairs_alone(options: dict[str, Any]) -> None:
-    plans, _ = tune(exact(schedule=COSINE), [3, 4], **FEW, **options)
+    plans, report = tune(exact(schedule=COSINE), [3, 4], **FEW, **options)
+    assert not any(" at 3" in record.stage for record in report[4].records)
     assert plans[4] == tune(exact(schedule=COSINE), 4, **FEW, **options)[0]
 
 

@@ -191,3 +191,17 @@ def test_a_stage_that_goes_on_makes_the_steps_of_one(cut: int | None, tmp_path: 
     want = [form.numbers().tolist() for form, _ in islice(levenberg.steps(student, start, train, None), 8)]
     assert [list(record.numbers) for record in found.records] == want and len(ticks) == len(want) == 8
     assert len({record.stage for record in found.records}) == 1
+
+
+def test_a_first_stage_is_the_same_whether_or_not_its_fit_went_on() -> None:
+    student = Student(exact(schedule=COSINE))
+    train, validation = (make_probe(student, n, seed, None, None, None) for n, seed in ((24, 1), (8, 2)))
+    begin = begun(replace(SETTINGS, starts=1))
+    settings = replace(SETTINGS, histories=(4,), iterations=6, patience=20)
+    fit = Fit(student, train, validation, settings, Journal(None), None, lambda said: None)
+    first = fit.begun(begin).numbers()
+    assert len(fit.journal.records) == 2
+    fit(begin)
+    better = [record.mean for record in fit.journal.records]
+    assert len(better) == 8 and min(better[2:]) < min(better[:2])
+    assert (fit.begun(begin).numbers() == first).all()

@@ -83,8 +83,8 @@ def tune(
         minimise  mean_n rho(|f(x_n) - f(x0_n)|^2)  over lam[0..], w[i,1..]      formulas: docs/tuning.md
 
     where x_n is the plan's end from noise n and x0_n that of the converged flow. The fit starts from the best built-in
-    pair of method and grid, from the same begun later, and from the plan of the next smaller budget asked for, drawn out;
-    the best on validation noise is returned if it beats the best of all pairs on held-out noise; else that pair is.
+    pair of method and grid, from the same begun later, and from the plan of the next smaller budget asked for, drawn
+    out; the best on validation noise is returned if it beats the best of all pairs on held-out noise; else that pair.
 
     model: whatever `sample` takes.  nfe: a budget, or several, which share the references and each help the next;
         (plan, report), or ({nfe: plan}, report).  n, validation, held_out: noises to fit to, to stop by and to judge
