@@ -108,7 +108,7 @@ def table(data: dict[str, Any]) -> list[str]:
 
 
 def ways(data: dict[str, Any]) -> list[str]:
-    """Every other way that was fitted, a line each."""
+    """Every plan that was fitted, a line each; beside: smaller budgets in the same call."""
     rows = averaged(data)
     found = []
     for plan in sorted(data["plans"], key=lambda p: (p["nfe"], p["way"], p["n"], p["seed"])):
@@ -117,6 +117,7 @@ def ways(data: dict[str, Any]) -> list[str]:
             cells = [
                 plan["nfe"],
                 plan["way"],
+                " ".join(str(nfe) for nfe in plan.get("beside", ()) if nfe < plan["nfe"]),
                 plan["n"],
                 plan.get("starts", ""),
                 plan.get("iterations", ""),
@@ -126,9 +127,9 @@ def ways(data: dict[str, Any]) -> list[str]:
             cells += [number(of[m]) if of else "" for of in (row, train) for m in ("rmse", "median")]
             cells.append(f"{plan['cpu']:.0f}")
             found.append("| " + " | ".join(map(str, cells)) + " |")
-    head = "| nfe | way | samples | starts | iterations | seed | RMSE | median | RMSE, training | median, training "
-    head += "| CPU s |"
-    return [head, "|" + 11 * "---|", *found]
+    head = "| nfe | way | beside | samples | starts | iterations | seed "
+    head += "| RMSE | median | RMSE, training | median, training | CPU s |"
+    return [head, "|" + 12 * "---|", *found]
 
 
 def frechet_rows() -> list[dict[str, Any]]:
@@ -274,7 +275,7 @@ def report() -> None:
     lines.append(
         f"`bench/tune.py`: {len(TEST_SEEDS)} sets of {TESTS} noises, means of the two; peers: the settings that lead "
         f"at the budget in docs/solvers.md, run again; built-in: {BUILT_IN}. Plans fitted on {said}; CPU time of a "
-        "fit, its starts and certificate included, and of its references where no fit before it shares them."
+        "fit, its starts and certificate included; of those with nothing beside them some include their references."
     )
     plot(known)
     if "mnist" in known:
