@@ -102,19 +102,23 @@ def test_a_budget_begins_from_the_smaller_one_too_and_the_better_end_is_kept(mon
     made = Growth(
         *(student, none, none, settings.__getitem__, lambda nfe: Journal(None), lambda nfe: {"rows": nfe}, None, print)
     )
-    first = made(5, None)
+    (first,) = made(5, [])
     assert (first.start, first.mean, first.form.nfe) == ("pair", 1.0, 5)
     stages.clear()
-    found = made(8, first)
+    found, other = made(8, [first])
     alone = [(8, 8, 4, ", from pair"), (8, 3, 4, ", from pair"), (8, 8, 16, ", from pair")]
     grown = [(nfe, nfe, 8, ", from pair at 5") for nfe in (6, 7, 8)] + [(8, 8, 20, ", from pair at 5")]
     assert stages == alone + grown
-    assert (found.start, found.mean, found.form.nfe) == ("pair at 5", 0.5, 8)
-    assert found.form.lam == pytest.approx(
-        first.form.grown(8).lam, abs=1e-12
-    )  # drawn out three times is once, if linear
+    assert (found.start, found.mean, found.form.nfe, other.start) == ("pair at 5", 0.5, 8, "pair")
+    assert found.form.lam == pytest.approx(first.form.grown(8).lam, abs=1e-12)  # three times is once, if linear
     means["pair at 5"] = 1.5
-    assert made(8, first).start == "pair"
+    assert [one.start for one in made(8, [first])] == ["pair", "pair at 5"]
+    stages.clear()
+    means |= {"pair at 6": 0.3, "pair at 5 at 6": 0.2}
+    ends = made(8, made(6, [first]))
+    both = [(7, 7, 8, ", from pair at 6"), (7, 7, 8, ", from pair at 5 at 6")]
+    assert stages[-4:] == [*both, (8, 8, 8, ", from pair at 5 at 6"), (8, 8, 20, ", from pair at 5 at 6")]
+    assert [one.start for one in ends] == ["pair at 5 at 6", "pair"]
 
 
 def test_the_report_and_a_folder_hold_what_a_smaller_budget_gave(

@@ -199,9 +199,10 @@ def test_a_first_stage_is_the_same_whether_or_not_its_fit_went_on() -> None:
     begin = begun(replace(SETTINGS, starts=1))
     settings = replace(SETTINGS, histories=(4,), iterations=6, patience=20)
     fit = Fit(student, train, validation, settings, Journal(None), None, lambda said: None)
-    first = fit.begun(begin).numbers()
+    ((name, first),) = fit.begun(begin).items()
+    assert name in begin
     assert len(fit.journal.records) == 2
     fit(begin)
     better = [record.mean for record in fit.journal.records]
     assert len(better) == 8 and min(better[2:]) < min(better[:2])
-    assert (fit.begun(begin).numbers() == first).all()
+    assert (fit.begun(begin)[name].numbers() == first.numbers()).all()

@@ -145,12 +145,13 @@ class Fit:
     tick: Callable[[str], None]
     grown: bool = False
 
-    def begun(self, begin: dict[str, Form]) -> Form:
-        """The best form on validation noise of the first stage, from the best start with the first history."""
+    def begun(self, begin: dict[str, Form]) -> dict[str, Form]:
+        """The best form on validation noise of the first stages, with the first history, and its start's name."""
         (engine, steps), *_ = self._stages()
         history = self.settings.histories[0]
-        ends = [self._stage(engine, steps, history, at, f", from {name}") for name, at in begin.items()]
-        return min(ends, key=lambda one: one[2])[1]
+        ends = {name: self._stage(engine, steps, history, at, f", from {name}") for name, at in begin.items()}
+        name = min(ends, key=lambda one: ends[one][2])
+        return {name: ends[name][1]}
 
     def __call__(self, begin: dict[str, Form]) -> Fitted:
         """A first stage from every start, with the first history, and from the best of them with the others too. There

@@ -164,12 +164,12 @@ def tune(
 
         builtin = cache(partial(pairs, student))
         growth = Growth(student, probes.train, probes.validation, settings, journal, builtin, loss, tick)
-        before = None
+        before: list[Fitted] = []
         for budget in sorted(budgets):
             bar.set_description(f"nfe {budget}")
             began = time.process_time(), student.evaluations
             before = growth(budget, before)
-            made[budget], reports[budget] = _judged(growth, before, probes.held_out, features, about, began)
+            made[budget], reports[budget] = _judged(growth, before[0], probes.held_out, features, about, began)
             if target is not None:
                 write_plan(made[budget], target, student.prediction.guidance)
     report = Report({budget: reports[budget] for budget in budgets})

@@ -1,4 +1,4 @@
-"""Fits of several budgets, each helped by the one before it: its plan, drawn out, is one more place to begin."""
+"""Fits of several budgets, each helped by the one before it: its plans, drawn out, are more places to begin."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ class Growth:
     features: Features | None
     tick: Callable[[str], None]
 
-    def __call__(self, nfe: int, before: Fitted | None) -> Fitted:
-        """The fit of a budget from built-in plans, or, if that is better on validation noise, from a smaller budget's
-        plan: of the longest history, two thirds of the steps at each budget between, then all."""
+    def __call__(self, nfe: int, before: list[Fitted]) -> list[Fitted]:
+        """The fits of a budget, the best on validation noise first: from built-in plans, and from those of the next
+        smaller budget: all of them drawn out to the first budget between, the best of them on to the others."""
         student = self.student
         begin = starts(student, student.model.schedule, self.builtin(nfe), self.validation, self.settings(nfe))
         found = self._fit(nfe)(begin)
-        if before is None or not self._free(nfe):
-            return found
-        name, form = f"{before.start} at {before.form.nfe}", before.form
-        for step in way(form.nfe, nfe):
-            form = self._grown(step).begun({name: form.grown(step)})
-        other = self._grown(nfe)({name: form.grown(nfe)})
-        return replace(min(found, other, key=lambda one: one.mean), records=other.records)
+        if not before or not self._free(nfe):
+            return [found]
+        forms = {f"{one.start} at {one.form.nfe}": one.form for one in before}
+        for step in way(before[0].form.nfe, nfe):
+            forms = self._grown(step).begun({name: form.grown(step) for name, form in forms.items()})
+        other = self._grown(nfe)({name: form.grown(nfe) for name, form in forms.items()})
+        return sorted((replace(found, records=other.records), other), key=lambda one: one.mean)
 
     def _free(self, nfe: int) -> bool:
         one = self.settings(nfe)
