@@ -50,6 +50,19 @@ def mismatch(model: Any, plan_args: Mapping[str, Any], guidance: float | None) -
     return None
 
 
+def other_labels(plan_args: Mapping[str, Any], label: torch.Tensor | None) -> str | None:
+    """What to say where a plan that was fitted to some labels runs on others; else None."""
+    fitted = plan_args.get("fitted")
+    known = fitted.get("labels") if isinstance(fitted, Mapping) else None
+    if label is None or not isinstance(known, (list, tuple)):
+        return None
+    others = sorted(set(label.reshape(-1).tolist()) - set(known))
+    shown = ", ".join(map(str, others[:3])) + (", .." if len(others) > 3 else "")
+    return (
+        f"the plan was fitted to the labels {list(known)} and runs on {shown}: tune one for these" if others else None
+    )
+
+
 def _near(here: list[float], there: list[float]) -> bool:
     return max(abs(one - other) for one, other in zip(here, there, strict=True)) <= _CLOSE
 

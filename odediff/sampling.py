@@ -19,7 +19,7 @@ from . import adaptive
 from .backends import choose, prepared
 from .choices import nearest, unknown
 from .graph import Eager, Loop, Recorder
-from .identity import mismatch
+from .identity import mismatch, other_labels
 from .model import Model
 from .noise import normal
 from .philox import Seed, Streams
@@ -121,6 +121,8 @@ class Sampler:
         if callback is not None and not callable(callback):
             raise ValueError(f"callback = {callback!r} must be callable as callback(i, x, x0)")
         label = checked_label(model, label)
+        if (said := other_labels(plan.args, label)) is not None:
+            warnings.warn(said, stacklevel=2)
         x, batch = start(model, plan.prior_scale, noise, implied_count(label, n, noise), seed)
 
         def z(i: int) -> Tensor:

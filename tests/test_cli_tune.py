@@ -236,3 +236,27 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_any_work(folder, c
     monkeypatch.setattr("odediff.stored.os.access", lambda *_: False)
     assert main(["tune", str(folder)]) == 2
     assert f"the plans cannot be written to {folder / 'tuned'}; name another" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["command", "save"])
+def test_the_plans_of_the_package_are_not_overwritten(how, capsys):
+    before = {path.name: path.read_bytes() for path in (odediff.model.BUNDLED / "mnist" / "tuned").iterdir()}
+    assert before
+    if how == "command":
+        assert main(["tune", "mnist", "--nfe", "8", *QUICK]) == 2
+        assert re.search(r"mnist.tuned holds the plans of the package; .* --out FOLDER", capsys.readouterr().err)
+    else:
+        with pytest.raises(ValueError, match="a bundled model's folder holds the plans of the package"):
+            tune(odediff.load("mnist"), 8, save=True)
+    assert {path.name: path.read_bytes() for path in (odediff.model.BUNDLED / "mnist" / "tuned").iterdir()} == before
+
+
+def test_info_says_to_which_labels_a_plan_was_fitted(folder):
+    from odediff.cli.options import certificate
+
+    plan = fitted(odediff.schedule.cosine(), 3)
+    assert certificate(plan).endswith("on 64 held-out noises")
+    for labels, said in (("all", "noises"), ([1, 4], "noises, of labels 1, 4")):
+        data = json.loads(plan.to_json())
+        data["args"]["fitted"]["labels"] = labels
+        assert certificate(Plan.from_json(json.dumps(data))).endswith(said)

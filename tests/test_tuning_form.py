@@ -226,3 +226,29 @@ def test_a_method_whose_rows_weigh_too_much_is_no_start() -> None:
     with pytest.warns(odediff.methods.PrecisionWarning):
         made = form_of(s, plan("abm3", s, 6, space="eps"))
     assert np.abs(made.weights).sum(1).max() > BOUND and not made.allowed()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_put_within_is_allowed(seed: int) -> None:
+    """Times that collide, leave the schedule or go back, and rows that weigh too much."""
+    s, rng = ALL["cosine"], np.random.default_rng(seed)
+    for _ in range(50):
+        weights = np.tril(rng.normal(size=(6, 6)) * rng.choice([1, 40]), 0)
+        weights = np.array([np.roll(row[: i + 1][::-1], 0).tolist() + [0] * (5 - i) for i, row in enumerate(weights)])
+        weights[:, 0] = 1 - weights[:, 1:].sum(1)
+        lam = np.round(rng.normal(size=6) * rng.choice([0.01, 1, 6]), 2)
+        made = Form(s, np.clip(lam, -9, 9), np.zeros(6), weights, 6)
+        low, high = made.bounds
+        made = made.at(made.numbers()).within()
+        assert made.allowed() and made.lam[0] >= low and made.lam[-1] <= high + 1e-12
+        assert np.diff(made.lam).min() >= 0.02 * (1 - 1e-9)
+
+
+def test_a_step_stays_in_its_room() -> None:
+    """Times by half at most and along the schedule, weights by four."""
+    s = ALL["cosine"]
+    low, high = Form(s, np.zeros(2), np.zeros(2), np.eye(2), 2).bounds
+    made = Form(s, np.array([low + 0.1, high - 0.2]), np.zeros(2), np.array([[1.0, 0], [0.5, 0.5]]), 2, fed=True)
+    down, up = made.room()
+    assert down == pytest.approx([-0.1, -0.5, -0.5, -0.5, -4])
+    assert up == pytest.approx([0.5, 0.2, 0.5, 0.5, 4])

@@ -18,6 +18,7 @@ from odediff import Plan, tune
 from odediff.tuning import fitting, front, levenberg, ridge
 from odediff.tuning.certificate import Certificate, Entry
 from odediff.tuning.probe import REFERENCE_NFE
+from odediff.tuning.report import _cells as report_cells
 
 COSINE = SCHEDULES["cosine"]
 FEW: dict[str, Any] = {"n": 8, "validation": 8, "held_out": 24, "iterations": 4}
@@ -235,6 +236,48 @@ def test_conditional_models_are_fitted_to_all_classes_or_those_given(monkeypatch
     assert (plan.args["fitted"]["labels"], report[3].plan.args["fitted"]["labels"]) == ("all", [1])
 
 
+def test_more_labels_than_noises_are_evenly_spread() -> None:
+    """And the plan says how many it saw; labels that were given are all said."""
+    means = np.random.default_rng(0).normal(size=(20, 3))
+    model = exact(means, labelled=True, schedule=COSINE)
+    assert front._labels(model, None, 8).tolist() == [0, 2, 5, 7, 10, 12, 15, 17]
+    assert front._labels(model, [3, 4, 9], 2).tolist() == [3, 4]
+    _, report = tune(model, 2, **FEW)
+    assert report[2].plan.args["fitted"]["labels"] == "8 of 20"
+    _, report = tune(model, 2, label=[4, 3, 3], **FEW)
+    assert report[2].plan.args["fitted"]["labels"] == [3, 4]
+
+
+def test_an_int8_file_takes_no_loss_by_default_either() -> None:
+    assert front._engine(None, "ridge", None) == "ridge"
+    with pytest.raises(ValueError, match='"ridge", the default of an int8 network, fits rows to states'):
+        front._engine(None, "ridge", torch.tanh)
+
+
+def test_a_loss_that_is_flat_leaves_the_start() -> None:
+    _, report = tune(exact(schedule=COSINE), 3, loss=lambda x: torch.sign(x).flatten(1), **FEW)
+    assert (
+        len({record.numbers for record in report[3].records if record.stage.startswith("levenberg of history 3")}) <= 3
+    )
+
+
+def test_one_history_is_enough_where_weights_are_not_free() -> None:
+    _, report = tune(exact(schedule=COSINE), 4, coefficients=False, **{**FEW, "starts": 1})
+    assert {record.stage.split(",")[0] for record in report[4].records} == {"levenberg of history 4"}
+
+
+def test_budgets_and_counts_may_be_numpys() -> None:
+    model = exact(schedule=COSINE)
+    want, _ = tune(model, 2, **FEW)
+    assert tune(model, np.array(2), **{**FEW, "n": np.int64(8)})[0] == want
+    assert tune(model, np.array([2]), **FEW)[0] == {2: want}
+
+
+def test_small_errors_keep_two_digits() -> None:
+    entry = Entry("ab2", 8, (2.5e-5, 1e-6, 1.0), (0.0, 0.0, 2e-4), 1.234e-4, None)
+    assert report_cells(entry, False)[2:] == ["2.5e-05", "1.0e-06 to 1.0000", "0.0000", "0.0000 to 2.0e-04", "1.2e-04"]
+
+
 def test_provenance_says_what_limited_x0() -> None:
     model = exact(schedule=COSINE, range=(-1.5, 1.5), clip=True)
     for options, limits in (
@@ -246,6 +289,17 @@ def test_provenance_says_what_limited_x0() -> None:
         plan = tune(model, 2, **FEW, **options)[1][2].plan
         said = Plan.from_json(plan.to_json()).args["fitted"]
         assert (said["clip"] and tuple(said["clip"]), said["threshold"]) == limits and said["labels"] is None
+
+
+def test_networks_of_the_same_weights_and_other_code_do_not_share_a_folder(tmp_path: Path) -> None:
+    model = exact(schedule=COSINE)
+    tune(model, 2, folder=tmp_path, **FEW)
+    tune(model, 3, folder=tmp_path, **FEW)
+    assert len(list(tmp_path.iterdir())) == 1
+    whole = model.net.forward
+    model.net.forward = lambda *args: 0.9 * whole(*args)
+    tune(model, 2, folder=tmp_path, **FEW)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_closed_models_do_not_share_a_folder(tmp_path: Path) -> None:
@@ -287,6 +341,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"folder": __file__}, "references and steps cannot be written to"),
     ({"features": torch.mean}, "features of samples .2, 3. must be features"),
     ({"loss": lambda x: 3.0}, "got float"),
+    ({"loss": lambda x: x[:2]}, r"loss of samples \(3, 3\) must be features, a tensor \(3, ..\)"),
+    ({"loss": lambda x: x > 0}, r"of floating-point numbers, got \(2, 3\) torch.bool"),
     ({"history": 3.5}, "history = 3.5: predictions that a row may read"),
     ({"history": 0}, "history = 0: predictions that a row may read"),
     ({"derivatives": "adjoint"}, "derivatives = 'adjoint'"),

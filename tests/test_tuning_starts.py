@@ -14,10 +14,10 @@ from tuned import exact
 
 import odediff
 from odediff import tune
-from odediff.tuning import levenberg
-from odediff.tuning.fitting import MOST_STARTS, Fit, Fitted, Journal, Settings, starts
+from odediff.tuning import fitting, levenberg
+from odediff.tuning.fitting import MOST_STARTS, Fit, Fitted, Journal, Record, Settings, _ended, starts
 from odediff.tuning.form import Form
-from odediff.tuning.probe import make_probe
+from odediff.tuning.probe import Probe, make_probe
 from odediff.tuning.student import Student
 
 COSINE = SCHEDULES["cosine"]
@@ -53,6 +53,23 @@ def test_the_pair_is_the_one_of_least_error() -> None:
         return float(np.median(e) * np.sqrt(np.mean(e**2)))
 
     assert next(iter(starts(student, COSINE, plans, probe, SETTINGS))) == min(NAMES, key=error)
+
+
+def test_pairs_are_ranked_by_median_times_rmse_on_four_samples_and_the_best_four_on_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    few = {"a": [1, 1, 1, 20], "b": [2, 2, 2, 2], "c": [2.1] * 4, "d": [2.2] * 4, "e": [2.3] * 4}  # a: the least median
+    all_of_them = {"a": 0.1, "b": 5, "c": 4, "d": 3, "e": 1}
+    plans = {name: odediff.plan("ddim", COSINE, 4, "quadratic") for name in few}
+
+    def errors(student: Student, plan: odediff.Plan, probe: Probe) -> np.ndarray:
+        (name,) = [name for name, one in plans.items() if one is plan]
+        return np.array(few[name], float) if len(probe.noise) == 4 else np.full(16, float(all_of_them[name]))
+
+    monkeypatch.setattr(fitting, "errors", errors)
+    student = Student(exact(schedule=COSINE))
+    probe = make_probe(student, 16, 1, None, None, None)
+    assert list(starts(student, COSINE, plans, probe, replace(SETTINGS, starts=1))) == ["e"]  # a was the fifth
 
 
 @pytest.mark.parametrize(
@@ -206,3 +223,20 @@ def test_a_first_stage_is_the_same_whether_or_not_its_fit_went_on() -> None:
     better = [record.mean for record in fit.journal.records]
     assert len(better) == 8 and min(better[2:]) < min(better[:2])
     assert (fit.begun(begin)[name].numbers() == first.numbers()).all()
+
+
+@pytest.mark.parametrize(
+    ("means", "steps", "ended"),
+    [
+        ([], 3, False),
+        ([3, 2, 1], 3, True),
+        ([3, 2, 1], 4, False),
+        ([1, 2], 9, False),
+        ([1, 2, 3], 9, True),
+        ([2, 1, 1], 9, False),
+        ([2, 1, 1, 1], 9, True),
+    ],
+)
+def test_a_stage_ends_after_its_steps_or_two_without_gain(means: list[float], steps: int, ended: bool) -> None:
+    records = [Record("a", 1.0, mean, mean, mean, ()) for mean in means]
+    assert _ended(records, steps, 2) == ended

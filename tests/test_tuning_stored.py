@@ -1,5 +1,6 @@
 """Tuned plans next to their model: found, run by every backend, exported, and telling when they are out of place."""
 
+import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -124,6 +125,25 @@ def test_another_model_or_guidance_warns(folder: Path) -> None:
         warnings.simplefilter("error")
         Sampler(model, table, guidance=1.0)  # which is None's
         Sampler(other, plan("ddim", LINEAR, 3))
+
+
+def test_other_labels_than_those_fitted_warn() -> None:
+    model = unet(classes=3)
+    made = plan("ddim", model.schedule, 2)
+    for labels, label, said in (
+        ([1], 0, r"fitted to the labels \[1\] and runs on 0: tune"),
+        ([0, 2], [0, 1], "runs on 1: tune"),
+        ([0, 2], [2, 0], None),
+        ("all", 1, None),
+        ("8 of 20", 1, None),
+        ([1], None, None),
+    ):
+        table = replace(made, args={"fitted": {"labels": labels}})
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            sample(model, table, n=2, label=label)
+        texts = [str(one.message) for one in heard if "labels" in str(one.message)]
+        assert not texts if said is None else len(texts) == 1 and re.search(said, texts[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -185,7 +185,10 @@ def certificate(plan: Plan) -> str:
         f"{name} {value:.2f} ({low:.2f} to {high:.2f})"
         for name, (value, low, high) in (("RMSE", fitted["over_best_rmse"]), ("median", fitted["over_best_median"]))
     ]
-    return f"{', '.join(ratios)} of the best built-in pair's, {fitted['best']}, on {fitted['held_out']} held-out noises"
+    labels = fitted.get("labels")
+    of = f", of labels {', '.join(map(str, labels))}" if isinstance(labels, (list, tuple)) else ""
+    noises = f"on {fitted['held_out']} held-out noises{of}"
+    return f"{', '.join(ratios)} of the best built-in pair's, {fitted['best']}, {noises}"
 
 
 def print_facts(facts: Iterable[tuple[str, object]]) -> None:

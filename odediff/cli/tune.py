@@ -141,9 +141,12 @@ def _check_report(path: str | None) -> None:
 
 def _target(out: str | None, model: Any) -> Path:
     """Where the plans go."""
+    from ..model import BUNDLED
     from ..stored import folder_of
 
     target = folder_of(model) if out is None else Path(out)
+    if out is None and target is not None and BUNDLED in target.parents:
+        raise ValueError(f"{target} holds the plans of the package; name a folder for yours: --out FOLDER")
     assert target is not None  # a model that a command has opened is in a folder
     return target
 

@@ -39,5 +39,7 @@ def weights_hash(model: Model | OnnxModel) -> str:
     made = hashlib.sha256()
     for name, tensor in model.net.state_dict().items() if isinstance(model.net, nn.Module) else ():
         made.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        made.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        made.update(
+            tensor.detach().cpu().reshape(-1).clone(memory_format=torch.contiguous_format).view(torch.uint8).numpy()
+        )
     return made.hexdigest()

@@ -134,8 +134,8 @@ class Form:
         """Whether times decrease, and every row's weights are bounded."""
         return bool(
             np.isfinite(self.numbers()).all()
-            and (np.diff(self.lam) >= _CLOSEST).all()
-            and np.abs(self.weights).sum(1).max() <= BOUND
+            and (np.diff(self.lam) >= _CLOSEST * (1 - 1e-9)).all()
+            and np.abs(self.weights).sum(1).max() <= BOUND * (1 + 1e-9)
         )
 
     def levels(self) -> tuple[Array, Array]:

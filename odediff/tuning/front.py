@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ..backends import choose, prepared
 from ..choices import unknown
 from ..identity import mark_of
-from ..model import Model
+from ..model import BUNDLED, Model
 from ..noise import normal
 from ..philox import streams
 from ..plans import Plan
@@ -112,9 +112,12 @@ def tune(
     """
     if not hasattr(model, "integer_times"):
         raise ValueError(f"model must be an odediff.Model, got {model!r:.60}; odediff.load(name or folder) reads one")
+    nfe = nfe.tolist() if isinstance(nfe, np.ndarray) else nfe
     budgets = _budgets(nfe)
     counts = {"n": n, "validation": validation, "held_out": held_out, "starts": starts, "iterations": iterations}
     _check_numbers({**counts, "patience": patience, "batch": batch}, seed)
+    n, validation, held_out, seed = int(n), int(validation), int(held_out), int(seed)
+    starts, iterations, patience, batch = int(starts), int(iterations), int(patience), int(batch)
     if starts > MOST_STARTS:
         raise ValueError(f"starts = {starts}: at most {MOST_STARTS}, the best built-in pair and late ones")
     quantised = getattr(getattr(model, "about", None), "precision", "") == "int8"
@@ -124,7 +127,8 @@ def tune(
     free = (first, times, fed, coefficients)
 
     def settings(budget: int) -> Settings:
-        return Settings(engine, _histories(history, budget), *free, starts, iterations, patience)
+        histories = _histories(history, budget)[: None if coefficients else 1]
+        return Settings(engine, histories, *free, starts, iterations, patience)
 
     _check_free(model, [settings(budget) for budget in budgets])
     options: dict[str, Any] = {"guidance": guidance, "clip": clip, "threshold": threshold}
@@ -138,7 +142,9 @@ def tune(
     reference_plan(student, REFERENCE_NFE)
     _check_features(student, loss=loss, features=features)
     said = [None if one is None else one.tolist() for one in labels]
-    work = None if folder is None else Path(folder) / _key(student, n, validation, held_out, seed, said, limited)
+    work = (
+        None if folder is None else Path(folder) / _key(student, n, validation, held_out, seed, said, limited, backend)
+    )
     total = 3 * (REFERENCE_NFE + REFERENCE_NFE // 2)
     with tqdm(total=total, desc="references", disable=not progress) as bar:
         probes = Probes(
@@ -149,7 +155,10 @@ def tune(
         )
     about: dict[str, Any] = {"mark": mark_of(model), "weights": _weights(model), "engine": engine}
     about |= {"samples": n, "seed": seed, "guidance": student.prediction.guidance, "threshold": threshold}
-    about |= {"clip": None if threshold is not None else limited["clip"], "labels": _said_labels(model, label)}
+    about |= {
+        "clip": None if threshold is not None else limited["clip"],
+        "labels": _said_labels(model, label, labels[0]),
+    }
     made, reports = {}, {}
     with tqdm(disable=not progress, unit="step") as bar:
 
@@ -200,18 +209,20 @@ def _judged(
 def _check_numbers(counts: dict[str, Any], seed: Any) -> None:
     for name, value in counts.items():
         least, why = _LEAST.get(name, 1), ": intervals of fewer errors mean nothing" if name == "held_out" else ""
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
             raise ValueError(f"{name} = {value!r} must be a whole number from {least} up{why}")
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
         raise ValueError(f"seed = {seed!r} must be a whole number from 0 to 2^32 - 1")
 
 
 def _engine(asked: str | None, default: str, loss: Any) -> str:
     if asked is not None and asked not in ENGINES:
         raise unknown("engine", asked, ENGINES)
-    if asked == "ridge" and loss is not None:
-        raise ValueError('engine = "ridge" fits rows to states, not to features; use "levenberg" with a loss')
-    return asked or default
+    engine = asked or default
+    if engine == "ridge" and loss is not None:
+        said = "" if asked else ", the default of an int8 network,"
+        raise ValueError(f'engine = "ridge"{said} fits rows to states, not to features; use "levenberg" with a loss')
+    return engine
 
 
 def _check_free(model: Model, settings: list[Settings]) -> None:
@@ -233,12 +244,14 @@ def _check_features(student: Student, **given: Any) -> None:
             continue
         if not callable(f):
             raise ValueError(f"{name} = {f!r:.60} must be callable, from samples (n, *shape) to features (n, ..)")
-        x = torch.zeros(2, *student.model.shape, dtype=student.dtype, device=student.model.device)
-        with torch.no_grad():
-            seen = f(x)
-        if not isinstance(seen, Tensor) or seen.ndim < 2 or len(seen) != 2:
-            got = tuple(seen.shape) if isinstance(seen, Tensor) else type(seen).__name__
-            raise ValueError(f"{name} of samples {tuple(x.shape)} must be features, a tensor (2, ..), got {got}")
+        for n in (2, 3):
+            x = torch.zeros(n, *student.model.shape, dtype=student.dtype, device=student.model.device)
+            with torch.no_grad():
+                seen = f(x)
+            if not isinstance(seen, Tensor) or seen.ndim < 2 or len(seen) != n or not seen.is_floating_point():
+                got = f"{tuple(seen.shape)} {seen.dtype}" if isinstance(seen, Tensor) else type(seen).__name__
+                said = f"features, a tensor ({n}, ..) of floating-point numbers"
+                raise ValueError(f"{name} of samples {tuple(x.shape)} must be {said}, got {got}")
 
 
 def _budgets(nfe: Any) -> list[int]:
@@ -261,21 +274,27 @@ def _histories(history: int | Sequence[int] | None, nfe: int) -> tuple[int, ...]
 
 
 def _labels(model: Model, label: Label, n: int) -> Tensor | None:
-    """A label for each noise: as given, in turn, or all classes in turn; None for an unconditional model."""
+    """A label for each noise: those given, or all classes, in turn, or as many as there are noises, evenly spread; None
+    for an unconditional model."""
     if model.num_classes is None:
         checked_label(model, label)
         return None
     given = torch.arange(model.num_classes) if label is None else checked_label(model, label)
     assert given is not None
-    return given.reshape(-1).repeat(-(-n // given.numel()))[:n].to(model.device)
+    given = given.reshape(-1)
+    count = given.numel()
+    which = torch.arange(n) % count if n >= count else torch.arange(n) * count // n
+    return given[which.to(given.device)].to(model.device)
 
 
-def _said_labels(model: Model, label: Label) -> str | list[int] | None:
-    """What a plan says of the labels that it was fitted to: "all", those that were given, or None: there are none."""
-    given = None if model.num_classes is None or label is None else checked_label(model, label)
-    if given is None:
-        return None if model.num_classes is None else "all"
-    return sorted(set(given.reshape(-1).tolist()))
+def _said_labels(model: Model, label: Label, used: Tensor | None) -> str | list[int] | None:
+    """What a plan says of its labels: those that were given, "all", "32 of 1000", or None: there are none."""
+    if used is None:
+        return None
+    labels = sorted(set(used.tolist()))
+    if label is not None:
+        return labels
+    return "all" if len(labels) == model.num_classes else f"{len(labels)} of {model.num_classes}"
 
 
 def _target(model: Model, save: bool | str | Path) -> Path | None:
@@ -284,6 +303,8 @@ def _target(model: Model, save: bool | str | Path) -> Path | None:
     if not isinstance(save, (bool, str, Path)):
         raise ValueError(f"save = {save!r} must be True, False or a folder")
     folder = folder_of(model) if save is True else Path(save)
+    if save is True and folder is not None and BUNDLED in folder.parents:
+        raise ValueError("save = True: a bundled model's folder holds the plans of the package; name another for yours")
     if folder is None:
         raise ValueError("save = True: the model is in no folder; save it first, or name a folder for its plans")
     check_folder(folder, "the plans")
@@ -297,14 +318,16 @@ def _weights(model: Model) -> str:
 
 
 def _key(student: Student, *settings: Any) -> str:
-    """The name of a folder for these references. A network without weights is told by what it gives for one noise."""
+    """The name of a folder for these references. A network is told by its weights, and by what it gives for a noise:
+    two with the same weights may run other code. Three digits of that, which another number of threads keeps."""
     model = student.model
-    net = _weights(model)
-    if mark_of(model) is None and getattr(model, "about", None) is None:
-        x = normal(streams(0, 1), 0, model.shape, device=model.device, dtype=student.dtype)
-        with evaluating(model):
-            net = _hash(model(x, model.schedule.t_min).cpu().numpy().tobytes())
-    said = json.dumps([net, model.prediction, model.schedule.fingerprint, *map(repr, settings)], default=str)
+    x = normal(streams(0, 1), 0, model.shape, device=model.device, dtype=student.dtype)
+    times = (model.schedule.t_min, (model.schedule.t_min + model.schedule.t_max) // 2 or model.schedule.t_max)
+    with evaluating(model):
+        seen = [f"{float(model(x, t).double().square().mean().sqrt()):.2e}" for t in times]
+    said = json.dumps(
+        [_weights(model), seen, model.prediction, model.schedule.fingerprint, *map(repr, settings)], default=str
+    )
     return _hash(said.encode())
 
 

@@ -118,6 +118,8 @@ def _solved(hessian: Array, gradient: Array, mu: float, form: Form) -> Array:
 
     A time that the end hardly depends on, as the first, would else be sent off the schedule by its own small curvature.
     """
+    if not hessian.any():  # a loss that is flat here: 1e-14 of nothing would leave it singular
+        return np.zeros_like(gradient)
     damped = hessian + mu * np.diag(np.diag(hessian)) + 1e-14 * np.trace(hessian) * np.eye(len(hessian))
     down, up = form.room()
     step, free = np.zeros_like(gradient), np.ones(len(gradient), dtype=bool)

@@ -113,14 +113,19 @@ def provenance(certificate: Certificate) -> dict[str, Any]:
 
 
 def _cells(entry: Entry, has_frechet: bool) -> list[str]:
-    spread = "-" if entry.wasserstein is None else f"{entry.wasserstein:.4f}"
-    cells = [entry.name, str(entry.n), f"{entry.rmse[0]:.4f}", _range(entry.rmse)]
-    cells += [f"{entry.median[0]:.4f}", _range(entry.median), spread]
+    spread = "-" if entry.wasserstein is None else _number(entry.wasserstein)
+    cells = [entry.name, str(entry.n), _number(entry.rmse[0]), _range(entry.rmse)]
+    cells += [_number(entry.median[0]), _range(entry.median), spread]
     return cells + ["-" if entry.frechet is None else f"{entry.frechet:.3f}"] * has_frechet
 
 
 def _range(one: Interval) -> str:
-    return f"{one[1]:.4f} to {one[2]:.4f}"
+    return f"{_number(one[1])} to {_number(one[2])}"
+
+
+def _number(error: float) -> str:
+    """Four places, or two digits of what is smaller."""
+    return f"{error:.4f}" if error >= 1e-3 or error == 0 else f"{error:.1e}"
 
 
 def _interval(one: Interval) -> str:
