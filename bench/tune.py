@@ -67,6 +67,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "ridge": {"engine": "ridge"},
 }
 PUBLISHED = ("ddim times", "ddim dp")
+GROWN = ("both", "unfed", "early")  # those that smaller budgets of the same call help
 
 
 def subject(name: str) -> tuple[Model, dict[str, Any]]:
@@ -97,6 +98,17 @@ def write(name: str, data: dict[str, Any]) -> None:
     path_of(name).write_text("{" + ",\n".join(blocks) + "}\n")
 
 
+def beside(plan: dict[str, Any]) -> tuple[int, ...]:
+    """The smaller budgets of the call that fitted a plan, which it grew from."""
+    return tuple(sorted(nfe for nfe in plan.get("beside", ()) if nfe < plan["nfe"]))
+
+
+def title(plan: dict[str, Any]) -> str:
+    """What a plan is called in the rows of the judge."""
+    after = f", beside {' '.join(map(str, beside(plan)))}" if beside(plan) else ""
+    return f"{plan['way']}, {plan['n']} samples, seed {plan['seed']}{after}"
+
+
 def fit(name: str, args: argparse.Namespace) -> None:
     """Fit what is asked for and missing: the budgets of a way, samples and seed in one call, since they share work."""
     model, options = subject(name)
@@ -104,19 +116,21 @@ def fit(name: str, args: argparse.Namespace) -> None:
     for way in args.ways:
         for n in args.n:
             for seed in args.seeds:
-                known = {p["nfe"] for p in read(name)["plans"] if (p["way"], p["n"], p["seed"]) == (way, n, seed)}
-                if known.issuperset(args.nfe):
+                asked = {"way": way, "n": n, "seed": seed, "beside": args.nfe if way in GROWN else []}
+                known = {(p["nfe"], title(p)) for p in read(name)["plans"]}
+                missing = {nfe for nfe in args.nfe if (nfe, title({"nfe": nfe, **asked})) not in known}
+                if not missing:
                     continue
                 if way in PUBLISHED:
                     fitted = {nfe: _published(model, way, nfe, n, seed, options, backend) for nfe in args.nfe}
                 else:
                     fitted = _tuned(model, way, n, seed, options, backend, args)
-                about = {"way": way, "n": n, "seed": seed, "threads": torch.get_num_threads(), "backend": backend}
+                about = {**asked, "threads": torch.get_num_threads(), "backend": backend}
                 data = read(name)  # another run may have added to it
                 data["plans"] += [
                     {"nfe": nfe, **about, **said, **environment(), "plan": plan.to_json()}
                     for nfe, (plan, said) in fitted.items()
-                    if nfe not in known
+                    if nfe in missing
                 ]
                 write(name, data)
                 for nfe, (_, said) in fitted.items():
@@ -134,7 +148,7 @@ def _tuned(
     for nfe, budget in report.budgets.items():
         c = budget.certificate
         about = {"start": budget.start, "certified": c.holds, "over_rmse": c.rmse, "over_median": c.median}
-        about |= {"evaluations": budget.evaluations, "steps": len(budget.records), "beside": args.nfe}
+        about |= {"evaluations": budget.evaluations, "steps": len(budget.records)}
         made[nfe] = budget.plan, {**about, "cpu": round(budget.seconds, 1), **effort, **WAYS[way]}
     return made
 
@@ -189,8 +203,7 @@ def judge(name: str, args: argparse.Namespace) -> None:
             runs: dict[str, Any] = {}
             for made in data["plans"]:
                 if made["nfe"] == nfe:
-                    key = f"{made['way']}, {made['n']} samples, seed {made['seed']}"
-                    runs[key] = ("tuned", odediff.Plan.from_json(made["plan"]))
+                    runs[title(made)] = ("tuned", odediff.Plan.from_json(made["plan"]))
             builtin = pairs(student, nfe)
             leaders = {
                 odediff.Plan.from_json(p["plan"]).args.get("fitted", {}).get("best")

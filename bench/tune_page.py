@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 import torch
 from common import README, write_block
-from tune import FOLDER, NFE, TEST_SEEDS, TESTS, _problem, _truth, subject
+from tune import FOLDER, NFE, TEST_SEEDS, TESTS, _problem, _truth, beside, subject, title
 from work_precision import settings
 
 import odediff
@@ -59,13 +59,15 @@ def best(rows: dict[str, dict[str, Any]], kind: str, measure: str) -> dict[str, 
 
 
 def tuned(data: dict[str, Any], rows: dict[str, dict[str, Any]], nfe: int) -> dict[str, Any] | None:
-    """The way "both": the mean over its seeds at the samples that most seeds have, or that a certificate favours."""
+    """The way "both": the mean over seeds, at the samples, and budgets beside, that most seeds have, or that a
+    certificate favours."""
     plans = [p for p in data["plans"] if p["nfe"] == nfe and p["way"] == "both"]
     if not plans:
         return None
-    counts = [p["n"] for p in plans]
-    n = max(plans, key=lambda p: (counts.count(p["n"]), -p["over_median"][0]))["n"]
-    names = [f"both, {n} samples, seed {p['seed']}" for p in plans if p["n"] == n]
+    groups = [(p["n"], beside(p)) for p in plans]
+    best_of = max(plans, key=lambda p: (groups.count((p["n"], beside(p))), -p["over_median"][0]))
+    n, after = best_of["n"], beside(best_of)
+    names = [title(p) for p in plans if (p["n"], beside(p)) == (n, after)]
     chosen = [rows[name] for name in names if name in rows]
     if not chosen:
         return None
@@ -111,13 +113,13 @@ def ways(data: dict[str, Any]) -> list[str]:
     """Every plan that was fitted, a line each; beside: smaller budgets in the same call."""
     rows = averaged(data)
     found = []
-    for plan in sorted(data["plans"], key=lambda p: (p["nfe"], p["way"], p["n"], p["seed"])):
-        row = rows[plan["nfe"]].get(f"{plan['way']}, {plan['n']} samples, seed {plan['seed']}")
+    for plan in sorted(data["plans"], key=lambda p: (p["nfe"], p["way"], p["n"], beside(p), p["seed"])):
+        row = rows[plan["nfe"]].get(title(plan))
         if row is not None:
             cells = [
                 plan["nfe"],
                 plan["way"],
-                " ".join(str(nfe) for nfe in plan.get("beside", ()) if nfe < plan["nfe"]),
+                " ".join(map(str, beside(plan))),
                 plan["n"],
                 plan.get("starts", ""),
                 plan.get("iterations", ""),

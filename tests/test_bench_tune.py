@@ -32,7 +32,7 @@ def folder(tmp_path, monkeypatch):
 def arguments(**more):
     given = {"nfe": [3], "ways": ["both"], "n": [8], "seeds": [0], "backend": "torch", "work": None}
     given |= {"iterations": 2, "starts": 2}
-    return argparse.Namespace(**given, **more)
+    return argparse.Namespace(**{**given, **more})
 
 
 def test_a_fit_is_kept_once_and_judged_beside_a_peer(folder, monkeypatch):
@@ -164,3 +164,20 @@ def test_of_as_many_seeds_the_samples_that_a_certificate_favours_are_shown(folde
     assert tune_page.tuned(data, found, 8) == {"n": 64, "seeds": 1, "rmse": 0.25, "median": 0.2}
     data["plans"].append({**data["plans"][0], "seed": 1})  # two seeds at 32
     assert tune_page.tuned(data, found, 8)["n"] == 32
+
+
+def test_plans_that_grew_are_told_from_those_that_did_not(folder):
+    """A budget alone, and beside a smaller one, are two plans; ways that do not grow are one."""
+    tune.fit("modes", arguments())
+    tune.fit("modes", arguments(nfe=[2, 3]))
+    tune.fit("modes", arguments(nfe=[2, 3], ways=["times", "ddim dp"]))
+    plans = tune.read("modes")["plans"]
+    titles = [(p["nfe"], tune.title(p)) for p in plans]
+    assert titles == [
+        (3, "both, 8 samples, seed 0"),
+        (2, "both, 8 samples, seed 0"),
+        (3, "both, 8 samples, seed 0, beside 2"),
+        *((nfe, f"{way}, 8 samples, seed 0") for way in ("times", "ddim dp") for nfe in (2, 3)),
+    ]
+    tune.fit("modes", arguments(nfe=[3]))
+    assert len(tune.read("modes")["plans"]) == len(plans)
