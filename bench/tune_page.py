@@ -29,6 +29,10 @@ MIXTURE_BARS = dict.fromkeys((5, 6, 8, 10, 12), 1 / 3)
 LINES = (("peer", "best peer", "s--"), ("built-in", "best built-in", "o-"), ("", "tuned", "D-"))
 BUILT_IN = "the default, ddim, and the pair that a certificate found best by its median"
 TAILS = "RMSE falls more slowly than the median, whatever the solver:"
+GAINS = (
+    "A budget fitted beside smaller ones, over the same alone, RMSE, median (starts and iterations are in the tables "
+    "below, and differ):"
+)
 PICTURED, SHOWN = (5, 8), 6
 Errors = dict[str, float]
 
@@ -195,6 +199,26 @@ def tails(known: dict[str, dict[str, Any]]) -> list[str]:
     return lines
 
 
+def gains(known: dict[str, dict[str, Any]]) -> list[str]:
+    """What smaller budgets gave one beside them: its errors over those alone, of the same samples and seeds."""
+    lines = []
+    for name, data in known.items():
+        found = []
+        for nfe, rows in sorted(averaged(data).items()):
+            both = {title(p): p for p in data["plans"] if p["nfe"] == nfe and p["way"] == "both" and title(p) in rows}
+            pairs = [
+                (rows[grown], rows[alone])
+                for grown, p in both.items()
+                if beside(p) and (alone := title({**p, "beside": ()})) in both
+            ]
+            if pairs:
+                over = [sum(a[m] for a, _ in pairs) / sum(b[m] for _, b in pairs) for m in ("rmse", "median")]
+                found.append(f"{nfe}: {over[0]:.2f}, {over[1]:.2f}")
+        if found:
+            lines.append(f"- {name} {'; '.join(found)}")
+    return lines
+
+
 def plot(known: dict[str, dict[str, Any]]) -> None:
     """Median errors over evaluations, a panel for each problem that has several budgets."""
     PLOTS.mkdir(exist_ok=True)
@@ -269,7 +293,21 @@ def report() -> None:
         made = table(data)
         lines += [f"**{name}**", "", *(made if len(made) > 2 else ["Fitted, and not judged on both sets."]), ""]
     lines += ["![median errors over evaluations](tuning/errors.png)", "", "Bars of the issue that asked for this:", ""]
-    lines += [*bars(known), "", TAILS, "", *tails(known), "", *distances(), "All plans that were fitted:", ""]
+    lines += [
+        *bars(known),
+        "",
+        TAILS,
+        "",
+        *tails(known),
+        "",
+        GAINS,
+        "",
+        *gains(known),
+        "",
+        *distances(),
+        "All plans that were fitted:",
+        "",
+    ]
     for name, data in known.items():
         lines += [f"**{name}**", "", *ways(data), ""]
     machines = sorted({(p["device"], p["torch"], p["commit"]) for data in known.values() for p in data["plans"]})
@@ -277,7 +315,8 @@ def report() -> None:
     lines.append(
         f"`bench/tune.py`: {len(TEST_SEEDS)} sets of {TESTS} noises, means of the two; peers: the settings that lead "
         f"at the budget in docs/solvers.md, run again; built-in: {BUILT_IN}. Plans fitted on {said}; CPU time of a "
-        "fit, its starts and certificate included; of those with nothing beside them some include their references."
+        "fit, its starts and certificate included, of the last run where it went on from an interrupted one; of those "
+        "with nothing beside them some include their references."
     )
     plot(known)
     if "mnist" in known:

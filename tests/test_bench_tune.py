@@ -166,6 +166,18 @@ def test_of_as_many_seeds_the_samples_that_a_certificate_favours_are_shown(folde
     assert tune_page.tuned(data, found, 8)["n"] == 32
 
 
+def test_what_a_smaller_budget_gave_is_over_the_same_seeds():
+    data = measured(1.0, 0.5)
+    (plan,), name = data["plans"], "both, 32 samples, seed 0"
+    data["plans"] += [{**plan, "beside": [4, 8]}, {**plan, "beside": [4, 8], "seed": 1}]
+    alone = [row for row in data["rows"] if row["kind"] == "tuned"]
+    for seed, error in ((0, 0.25), (1, 9.0)):  # nothing alone has seed 1
+        called = f"both, 32 samples, seed {seed}, beside 4"
+        data["rows"] += [{**row, "name": called, "rmse": error, "median": 0.05} for row in alone]
+    assert name in {row["name"] for row in alone}
+    assert tune_page.gains({"mnist": data, "fashion": measured(1.0, 0.5)}) == ["- mnist 8: 0.50, 0.20"]
+
+
 def test_plans_that_grew_are_told_from_those_that_did_not(folder):
     """A budget alone, and beside a smaller one, are two plans; ways that do not grow are one."""
     tune.fit("modes", arguments())
