@@ -14,6 +14,7 @@ from tune import FOLDER, NFE, TEST_SEEDS, TESTS, _problem, _truth, beside, subje
 from work_precision import settings
 
 import odediff
+from odediff.tuning.report import number
 from odediff.tuning.student import Student
 
 matplotlib.use("Agg")
@@ -34,7 +35,6 @@ GAINS = (
     "below, and differ):"
 )
 PICTURED, SHOWN = (5, 8), 6
-Errors = dict[str, float]
 
 
 def load() -> dict[str, dict[str, Any]]:
@@ -76,11 +76,6 @@ def tuned(data: dict[str, Any], rows: dict[str, dict[str, Any]], nfe: int) -> di
     if not chosen:
         return None
     return {"n": n, "seeds": len(chosen), **{m: sum(r[m] for r in chosen) / len(chosen) for m in ("rmse", "median")}}
-
-
-def number(error: float) -> str:
-    """Four places, or two digits of what is smaller."""
-    return f"{error:.4f}" if error >= 1e-3 else f"{error:.1e}"
 
 
 def table(data: dict[str, Any]) -> list[str]:
@@ -226,11 +221,7 @@ def plot(known: dict[str, dict[str, Any]]) -> None:
     canvas, axes = plt.subplots(1, len(shown), figsize=(3.4 * len(shown), 3.4), squeeze=False)
     for axis, (name, data) in zip(axes[0], shown.items(), strict=True):
         rows = averaged(data)
-        for kind, label, style in (
-            ("peer", "best peer", "s--"),
-            ("built-in", "best built-in", "o-"),
-            ("", "tuned", "D-"),
-        ):
+        for kind, label, style in LINES:
             points = []
             for nfe in NFE:
                 row = best(rows[nfe], kind, "median") if kind else tuned(data, rows[nfe], nfe)

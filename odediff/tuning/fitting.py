@@ -147,11 +147,15 @@ class Fit:
 
     def begun(self, begin: dict[str, Form]) -> dict[str, Form]:
         """The best form on validation noise of the first stages, with the first history, and its start's name."""
-        (engine, steps), *_ = self._stages()
-        history = self.settings.histories[0]
-        ends = {name: self._stage(engine, steps, history, at, f", from {name}") for name, at in begin.items()}
+        ends = self._first(begin)
         name = min(ends, key=lambda one: ends[one][2])
         return {name: ends[name][1]}
+
+    def _first(self, begin: dict[str, Form]) -> dict[str, tuple[Form, Form, float]]:
+        """A first stage from every start, with the first history."""
+        (engine, steps), *_ = self._stages()
+        history = self.settings.histories[0]
+        return {name: self._stage(engine, steps, history, at, f", from {name}") for name, at in begin.items()}
 
     def __call__(self, begin: dict[str, Form]) -> Fitted:
         """A first stage from every start, with the first history, and from the best of them with the others too. There
@@ -160,13 +164,11 @@ class Fit:
         where the best ended. The best of all on validation noise."""
         first, *others = self.settings.histories
         (engine, steps), *later = self._stages()
-        found: dict[tuple[str, int], tuple[Form, Form, float]] = {}
+        found = {(name, first): end for name, end in self._first(begin).items()}
 
         def least() -> tuple[str, int]:
             return min(found, key=lambda one: found[one][2])
 
-        for name in begin:
-            found[name, first] = self._stage(engine, steps, first, begin[name], f", from {name}")
         leads, _ = least()
         for history in others:
             found[leads, history] = self._stage(engine, steps, history, begin[leads], f", from {leads}")

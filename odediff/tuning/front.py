@@ -320,14 +320,11 @@ def _weights(model: Model) -> str:
 def _key(student: Student, *settings: Any) -> str:
     """The name of a folder for these references. A network is told by its weights, and by what it gives for a noise:
     two with the same weights may run other code. Three digits of that, which another number of threads keeps."""
-    model = student.model
+    model, s = student.model, student.model.schedule
     x = normal(streams(0, 1), 0, model.shape, device=model.device, dtype=student.dtype)
-    times = (model.schedule.t_min, (model.schedule.t_min + model.schedule.t_max) // 2 or model.schedule.t_max)
     with evaluating(model):
-        seen = [f"{float(model(x, t).double().square().mean().sqrt()):.2e}" for t in times]
-    said = json.dumps(
-        [_weights(model), seen, model.prediction, model.schedule.fingerprint, *map(repr, settings)], default=str
-    )
+        seen = [f"{float(model(x, t).double().square().mean().sqrt()):.2e}" for t in (s.t_min, s.t_max)]
+    said = json.dumps([_weights(model), seen, model.prediction, s.fingerprint, *map(repr, settings)], default=str)
     return _hash(said.encode())
 
 

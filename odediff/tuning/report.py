@@ -113,17 +113,17 @@ def provenance(certificate: Certificate) -> dict[str, Any]:
 
 
 def _cells(entry: Entry, has_frechet: bool) -> list[str]:
-    spread = "-" if entry.wasserstein is None else _number(entry.wasserstein)
-    cells = [entry.name, str(entry.n), _number(entry.rmse[0]), _range(entry.rmse)]
-    cells += [_number(entry.median[0]), _range(entry.median), spread]
+    spread = "-" if entry.wasserstein is None else number(entry.wasserstein)
+    cells = [entry.name, str(entry.n), number(entry.rmse[0]), _range(entry.rmse)]
+    cells += [number(entry.median[0]), _range(entry.median), spread]
     return cells + ["-" if entry.frechet is None else f"{entry.frechet:.3f}"] * has_frechet
 
 
 def _range(one: Interval) -> str:
-    return f"{_number(one[1])} to {_number(one[2])}"
+    return f"{number(one[1])} to {number(one[2])}"
 
 
-def _number(error: float) -> str:
+def number(error: float) -> str:
     """Four places, or two digits of what is smaller."""
     return f"{error:.4f}" if error >= 1e-3 or error == 0 else f"{error:.1e}"
 
