@@ -91,7 +91,8 @@ def test_a_budget_begins_from_the_smaller_one_too_and_the_better_end_is_kept(mon
     def stage(self: Fit, engine: str, steps: int, history: int, at: Form, said: str) -> tuple[Form, Form, float]:
         stages.append((at.nfe, history, steps, said))
         made = replace(at, history=history)
-        return made, made, means[said.removeprefix(", from ")]
+        last = replace(made, lam=made.lam - 0.01)  # where a stage ends is not its best
+        return last, made, means[said.removeprefix(", from ")]
 
     monkeypatch.setattr(Fit, "_stage", stage)
     monkeypatch.setattr(
